@@ -1,0 +1,14 @@
+/* Host memory for bookkeeping. Arenas of numbers come from the device table (kernels/kernels.h). */
+#ifndef BASE_MEMORY_H
+#define BASE_MEMORY_H
+
+#include <stddef.h>
+
+/* count * size zeroed bytes, never NULL; the caller frees them with free(). Ends the job when there is not enough
+ * memory or the product overflows. */
+void *allocate(size_t count, size_t size) __attribute__((malloc, returns_nonnull));
+
+/* `text` in memory of its own, freed by the caller. */
+char *copy_text(const char *text) __attribute__((malloc, returns_nonnull));
+
+#endif

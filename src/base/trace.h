@@ -1,0 +1,42 @@
+/* The program's clock and its trace: spans in memory, written as Chrome/Perfetto JSON at the end. */
+#ifndef BASE_TRACE_H
+#define BASE_TRACE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/text.h"
+
+/* Seconds on a monotonic clock, the same for all processes of a node. */
+double clock_seconds(void);
+
+/* Lanes of a rank in the trace viewer. */
+enum trace_lane {
+    TRACE_COMPUTE,
+    TRACE_SEND,
+    TRACE_RECEIVE,
+    TRACE_REDUCE,
+    TRACE_LANES
+};
+
+/* One span; -1 in stage, microbatch or bytes: does not apply. `name` must be static. */
+struct trace_span {
+    const char *name;
+    double begin, end; /* clock_seconds() */
+    int64_t bytes;
+    int step, stage, microbatch;
+    enum trace_lane lane;
+};
+
+/* Room for `capacity` spans; none are recorded before. Later ones beyond the capacity are counted, not kept. */
+void trace_open(size_t capacity);
+void trace_close(void);
+bool trace_is_open(void);
+void trace_record(const struct trace_span *span);
+
+/* Appends this rank's spans as JSON trace events, one a line, each followed by a comma; times in microseconds since
+ * `origin`. pid = rank, one thread per lane; also events that name process and lanes. Says how many did not fit. */
+void trace_print(struct text *out, int rank, const char *process_name, double origin);
+
+#endif
