@@ -1,0 +1,168 @@
+/* The one table of device operations: memory, streams, events and kernels. kernels/cpu fills it with BLAS, OpenMP and
+ * SIMD; a build for another kind of device fills it again. Nothing else in the program touches device memory.
+ *
+ * Conventions
+ * - Every kernel is queued on `stream` and is finished for the host after stream_wait or an event behind it. On the CPU
+ *   a kernel has finished when it returns.
+ * - Matrices are row-major float32 without gaps; "rows" are tokens; every count may be 0.
+ * - A weight is [out, in]: y = x W^T + bias.
+ * - `accumulate`: false writes the result, true adds to what is there. Gradients of weights are written by the first
+ *   microbatch of a step and accumulated by the later ones, so they need no clearing pass.
+ * - Outputs do not overlap inputs unless the comment says so.
+ * - Deterministic: for equal shapes and an equal number of threads the same bits come out on every call, wherever
+ *   the buffers lie.
+ * - Failures of the device end the job (fatal()); kernels return nothing. */
+#ifndef KERNELS_KERNELS_H
+#define KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct stream; /* a queue of work */
+struct event;  /* a point in a queue */
+
+/* Shape of a multi-head attention over the fused projections. In `qkv` [rows, (heads + 2*kv_heads) * head_size] a row
+ * holds all queries, then all keys, then all values of a token; rows = sequences * length, sequence after sequence.
+ * Query head h reads key/value head h / (heads / kv_heads). Causal, scores scaled by 1/sqrt(head_size). */
+struct attention_shape {
+    int64_t sequences, length;
+    int heads, kv_heads, head_size;
+};
+
+/* A contiguous range of parameters for the optimizer. */
+struct optimizer_range {
+    int64_t begin, count; /* elements, relative to the arenas' starts */
+    bool decay;           /* weight decay applies */
+};
+
+/* One AdamW step (Loshchilov and Hutter, 2019, algorithm 2): with g = gradient * scale,
+ *   w -= learning_rate * weight_decay * w               (ranges with decay)
+ *   m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2
+ *   w -= learning_rate * (m / correction1) / (sqrt(v / correction2) + epsilon),   correction_i = 1 - beta_i^step */
+struct adamw {
+    double learning_rate, beta1, beta2, epsilon, weight_decay;
+    double correction1, correction2;
+    double scale; /* of the gradients: clipping */
+};
+
+/* Sums of squares are taken over blocks of this many consecutive elements and added in index order, whatever the
+ * number of threads. */
+#define SQUARES_BLOCK 16384
+
+struct device {
+    const char *name;
+
+    /* Memory: 64-byte aligned at least, contents undefined; NULL when there is not enough. */
+    void *(*allocate)(size_t bytes);
+    void (*release)(void *memory, size_t bytes);                                   /* NULL is allowed */
+    void (*copy)(struct stream *stream, void *to, const void *from, size_t bytes); /* device or host on either side */
+    void (*zero)(struct stream *stream, void *memory, size_t bytes);
+
+    /* Streams and events. An event tells when all work queued before event_record has ended. */
+    struct stream *(*stream_open)(void);
+    void (*stream_close)(struct stream *stream);
+    void (*stream_wait)(struct stream *stream); /* the host waits until the stream is empty */
+    struct event *(*event_open)(void);
+    void (*event_close)(struct event *event);
+    void (*event_record)(struct stream *stream, struct event *event);
+    void (*event_wait)(struct stream *stream, struct event *event); /* the stream waits for the event */
+    bool (*event_done)(struct event *event);
+    double (*event_seconds)(struct event *event); /* when it happened, on base/trace.h's clock; waits for it */
+
+    /* Matmuls. x [rows, in], w [out, in], y and dy [rows, out]. */
+
+    /* y = x w^T (+ bias[out] unless NULL); where `activated` is not NULL also activated = gelu(y), tanh form. */
+    void (*linear)(struct stream *stream, float *y, float *activated, const float *x, const float *w, const float *bias,
+                   int64_t rows, int64_t in, int64_t out);
+    /* dx = dy w */
+    void (*linear_input_gradient)(struct stream *stream, float *dx, const float *dy, const float *w, int64_t rows,
+                                  int64_t in, int64_t out);
+    /* dw (+)= dy^T x, and dbias[out] (+)= column sums of dy unless NULL. With rows = 0 and no accumulation: zeros. */
+    void (*linear_weight_gradient)(struct stream *stream, float *dw, float *dbias, const float *dy, const float *x,
+                                   int64_t rows, int64_t in, int64_t out, bool accumulate);
+
+    /* Elementwise over `count` elements, or rows x width. */
+
+    /* a += b */
+    void (*add)(struct stream *stream, float *a, const float *b, int64_t count);
+    /* y = x + r (+ bias[width] unless NULL); y may be x or r */
+    void (*add_residual)(struct stream *stream, float *y, const float *x, const float *r, const float *bias,
+                         int64_t rows, int64_t width);
+    /* y = gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
+    void (*gelu)(struct stream *stream, float *y, const float *x, int64_t count);
+    /* dx = dy gelu'(x); dx may be dy */
+    void (*gelu_gradient)(struct stream *stream, float *dx, const float *dy, const float *x, int64_t count);
+    /* db[width] (+)= sums of the columns of dy [rows, width] */
+    void (*column_sums)(struct stream *stream, float *db, const float *dy, int64_t rows, int64_t width,
+                        bool accumulate);
+
+    /* LayerNorm over the last axis (Ba et al., 2016); mean and rstd (1/sqrt(variance + epsilon)) [rows] are kept for
+     * the gradient. Statistics in at least float32, two-pass or better. */
+    void (*norm)(struct stream *stream, float *y, float *mean, float *rstd, const float *x, const float *weight,
+                 const float *bias, int64_t rows, int64_t width, double epsilon);
+    /* First sum = x + r (+ residual_bias unless NULL), then y = norm(sum). sum may be x or r. */
+    void (*add_residual_norm)(struct stream *stream, float *sum, float *y, float *mean, float *rstd, const float *x,
+                              const float *r, const float *residual_bias, const float *weight, const float *bias,
+                              int64_t rows, int64_t width, double epsilon);
+    /* dx = residual (unless NULL) + the norm's input gradient; dweight, dbias (+)= theirs. dx may be dy or residual. */
+    void (*norm_gradient)(struct stream *stream, float *dx, float *dweight, float *dbias, const float *dy,
+                          const float *residual, const float *x, const float *mean, const float *rstd,
+                          const float *weight, int64_t rows, int64_t width, bool accumulate);
+
+    /* Attention without a length x length matrix in memory: blocked with an online softmax (Dao et al., 2022; Rabe and
+     * Staats, 2021). output [rows, heads*head_size]; logsumexp [sequences, heads, length] is kept for the gradient,
+     * which recomputes the scores. */
+    void (*attention)(struct stream *stream, float *output, float *logsumexp, const float *qkv,
+                      const struct attention_shape *shape, void *workspace);
+    void (*attention_gradient)(struct stream *stream, float *dqkv, const float *doutput, const float *qkv,
+                               const float *output, const float *logsumexp, const struct attention_shape *shape,
+                               void *workspace);
+    size_t (*attention_workspace)(const struct attention_shape *shape); /* bytes, for both directions */
+
+    /* y[row] = table[token - first] where first <= token < first + count, else 0; plus position[row % length] unless
+     * position is NULL. tokens [rows], table [count, width], position [length, width]. */
+    void (*embedding)(struct stream *stream, float *y, const int32_t *tokens, const float *table, const float *position,
+                      int64_t rows, int64_t width, int64_t length, int64_t first, int64_t count);
+    /* dtable (+)= and dposition (+)=, rows added in their order; the position of a row is (row_offset + row) %
+     * length. Without accumulation all of dtable or dposition is written. */
+    void (*embedding_gradient)(struct stream *stream, float *dtable, const float *dy, const int32_t *tokens,
+                               int64_t rows, int64_t width, int64_t first, int64_t count, bool accumulate);
+    void (*position_gradient)(struct stream *stream, float *dposition, const float *dy, int64_t rows, int64_t width,
+                              int64_t length, int64_t row_offset, bool accumulate);
+
+    /* Cross-entropy over a vocabulary that may be split over tensor ranks; this rank has tokens first ... first+count-1
+     * in logits [rows, count].
+     * statistics [rows][3] of this rank: largest logit (-inf where count is 0), sum of exp(logit - largest), and the
+     * target's logit (0 where another rank has it). */
+    void (*cross_entropy_statistics)(struct stream *stream, float *statistics, const float *logits,
+                                     const int32_t *targets, int64_t rows, int64_t first, int64_t count);
+    /* From the statistics [parts][rows][3] of all parts: losses[row] = -log softmax(target), and, unless gradient is
+     * NULL, gradient = scale * (softmax - one_hot(target)); gradient may be logits. */
+    void (*cross_entropy)(struct stream *stream, float *losses, float *gradient, const float *logits,
+                          const int32_t *targets, const float *statistics, int64_t rows, int64_t first, int64_t count,
+                          int parts, double scale);
+
+    /* Sums of squares in float64 of each block of SQUARES_BLOCK elements of x: blocks [ceil(count/SQUARES_BLOCK)], in
+     * host memory, ready when the call returns. */
+    void (*squares)(struct stream *stream, double *blocks, const float *x, int64_t count);
+    void (*adamw)(struct stream *stream, float *weights, float *first_moment, float *second_moment,
+                  const float *gradients, const struct optimizer_range *ranges, int64_t range_count,
+                  const struct adamw *step);
+};
+
+/* The CPU's table. `threads` OpenMP threads are used from then on by the calling process. */
+const struct device *device_cpu(int threads);
+
+/* The libraries that the CPU kernels use, for --version: for example "OpenBLAS 0.3.21, oneDNN 2.7.4". */
+const char *device_cpu_libraries(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,176 @@
+/* The device table's attention and its gradient. */
+#include "tests/kernel_run.h"
+
+/* sequences, length, heads, kv_heads, head_size */
+static const int64_t shapes[][5] = {{0, 5, 1, 1, 4},   {1, 1, 1, 1, 1},   {2, 5, 3, 3, 7},    {1, 23, 1, 1, 16},
+                                    {3, 65, 1, 1, 7},  {1, 65, 3, 3, 64}, {1, 130, 1, 1, 80}, {1, 130, 3, 1, 16},
+                                    {2, 64, 4, 2, 33}, {1, 65, 1, 1, 256}, {1, 200, 2, 1, 24}, {5, 23, 6, 3, 1}};
+
+struct heads {
+    int64_t length, heads, kv_heads, size;
+};
+
+static int64_t row_of(const struct heads *h)
+{
+    return (h->heads + 2 * h->kv_heads) * h->size;
+}
+
+/* One query head of one sequence in float64: output [length, size] in rows of heads * size, weights [length, length]
+ * kept for the gradient, logsumexp [length]. */
+static void attend(const struct heads *h, double *output, double *weights, double *logsumexp, const double *qkv,
+                   int64_t head)
+{
+    const int64_t row = row_of(h), kv = head / (h->heads / h->kv_heads), out = h->heads * h->size;
+    const double *q = qkv + head * h->size, *k = qkv + (h->heads + kv) * h->size, *v = k + h->kv_heads * h->size;
+    for (int64_t i = 0; i < h->length; i++) {
+        double sum = 0.0, *w = weights + i * h->length;
+        for (int64_t j = 0; j < h->length; j++) {
+            w[j] = 0.0;
+            for (int64_t d = 0; d < h->size; d++)
+                w[j] += q[i * row + d] * k[j * row + d];
+            w[j] = j <= i ? exp(w[j] / sqrt((double)h->size)) : 0.0;
+            sum += w[j];
+        }
+        logsumexp[i] = log(sum);
+        for (int64_t j = 0; j <= i; j++)
+            w[j] /= sum;
+        for (int64_t d = 0; d < h->size; d++) {
+            output[i * out + head * h->size + d] = 0.0;
+            for (int64_t j = 0; j <= i; j++)
+                output[i * out + head * h->size + d] += w[j] * v[j * row + d];
+        }
+    }
+}
+
+/* Adds the gradients of one query head, from the softmax's Jacobian: ds_ij = w_ij (dw_ij - sum_k w_ik dw_ik). */
+static void attend_gradient(const struct heads *h, double *dqkv, const double *doutput, const double *weights,
+                            const double *qkv, int64_t head)
+{
+    const int64_t row = row_of(h), kv = head / (h->heads / h->kv_heads), out = h->heads * h->size;
+    const int64_t q = head * h->size, k = (h->heads + kv) * h->size, v = k + h->kv_heads * h->size;
+    double *dw = allocate((size_t)h->length, sizeof *dw);
+    for (int64_t i = 0; i < h->length; i++) {
+        const double *w = weights + i * h->length, *d_out = doutput + i * out + head * h->size;
+        double mean = 0.0;
+        for (int64_t j = 0; j <= i; j++) {
+            dw[j] = 0.0;
+            for (int64_t d = 0; d < h->size; d++) {
+                dw[j] += d_out[d] * qkv[j * row + v + d];
+                dqkv[j * row + v + d] += w[j] * d_out[d];
+            }
+            mean += w[j] * dw[j];
+        }
+        for (int64_t j = 0; j <= i; j++) {
+            const double ds = w[j] * (dw[j] - mean) / sqrt((double)h->size);
+            for (int64_t d = 0; d < h->size; d++) {
+                dqkv[i * row + q + d] += ds * qkv[j * row + k + d];
+                dqkv[j * row + k + d] += ds * qkv[i * row + q + d];
+            }
+        }
+    }
+    free(dw);
+}
+
+static void attention(struct run *r, const int64_t *numbers)
+{
+    const struct attention_shape shape = {.sequences = numbers[0], .length = numbers[1], .heads = (int)numbers[2],
+                                          .kv_heads = (int)numbers[3], .head_size = (int)numbers[4]};
+    const struct heads h = {numbers[1], numbers[2], numbers[3], numbers[4]};
+    const int64_t rows = shape.sequences * h.length, out = h.heads * h.size;
+    float *output = give_numbers(r, rows * out, NAN), *logsumexp = give_numbers(r, rows * h.heads, NAN);
+    float *dqkv = give_numbers(r, rows * row_of(&h), NAN);
+    const float *qkv = give_numbers(r, rows * row_of(&h), 2.0), *doutput = give_numbers(r, rows * out, 1.0);
+    const int64_t floats = (int64_t)(r->device->attention_workspace(&shape) / sizeof(float));
+    float *none = allocate((size_t)floats + 1, sizeof *none);
+    for (int64_t i = 0; i < floats; i++)
+        none[i] = NAN;
+    float *workspace = give(r, floats, none);
+    r->device->attention(r->stream, output, logsumexp, qkv, &shape, workspace);
+    r->device->copy(r->stream, workspace, none, (size_t)floats * sizeof *none);
+    r->device->attention_gradient(r->stream, dqkv, doutput, qkv, output, logsumexp, &shape, workspace);
+    take_back(r);
+    r->array[5].count = 0; /* what is left in the workspace does not matter */
+    free(none);
+
+    double *hqkv = before(r, 3), *hd = before(r, 4), *ho = allocate((size_t)(rows * out) + 1, sizeof *ho);
+    double *hdqkv = allocate((size_t)(rows * row_of(&h)) + 1, sizeof *hdqkv);
+    double *weights = allocate((size_t)(h.length * h.length), sizeof *weights);
+    double *lse = allocate((size_t)h.length, sizeof *lse);
+    for (int64_t sequence = 0; sequence < shape.sequences; sequence++)
+        for (int64_t head = 0; head < h.heads; head++) {
+            const int64_t row = sequence * h.length;
+            attend(&h, ho + row * out, weights, lse, hqkv + row * row_of(&h), head);
+            attend_gradient(&h, hdqkv + row * row_of(&h), hd + row * out, weights, hqkv + row * row_of(&h), head);
+            for (int64_t i = 0; i < h.length; i++)
+                expect(r, 1, (sequence * h.heads + head) * h.length + i, lse[i], 4e-6);
+        }
+    expect_all(r, 0, ho, 4e-6);
+    expect_all(r, 2, hdqkv, 2e-5);
+    free(hqkv), free(hd), free(ho), free(hdqkv), free(weights), free(lse);
+}
+
+/* The reference's gradient against differences of the reference, with two query heads to a key/value head. */
+static void test_reference(void)
+{
+    enum { LENGTH = 4, HEADS = 2, SIZE = 3, ROW = 4 * SIZE, OUT = HEADS * SIZE };
+    const struct heads h = {LENGTH, HEADS, 1, SIZE};
+    double qkv[LENGTH * ROW], d_out[LENGTH * OUT], dqkv[LENGTH * ROW] = {0}, out[LENGTH * OUT];
+    double weights[LENGTH * LENGTH], lse[LENGTH], worst = 0.0;
+    for (int i = 0; i < LENGTH * ROW; i++)
+        qkv[i] = 2.0 * (double)number_at(0, i);
+    for (int i = 0; i < LENGTH * OUT; i++)
+        d_out[i] = (double)number_at(1, i);
+    for (int head = 0; head < HEADS; head++) {
+        attend(&h, out, weights, lse, qkv, head);
+        attend_gradient(&h, dqkv, d_out, weights, qkv, head);
+    }
+    for (int i = 0; i < LENGTH * ROW; i++) {
+        double change = 0.0;
+        for (int side = 0; side < 2; side++) {
+            qkv[i] += side == 0 ? 1e-5 : -2e-5;
+            for (int head = 0; head < HEADS; head++)
+                attend(&h, out, weights, lse, qkv, head);
+            for (int o = 0; o < LENGTH * OUT; o++)
+                change += (side == 0 ? 1.0 : -1.0) * out[o] * d_out[o];
+        }
+        qkv[i] += 1e-5;
+        worst = fmax(worst, fabs(change / 2e-5 - dqkv[i]));
+    }
+    ok(worst < 1e-8, "the reference's gradient is that of finite differences (%g)", worst);
+}
+
+/* Scores of some hundreds: the softmax is all but one-hot and must not overflow. */
+static void test_large_scores(void)
+{
+    enum { LENGTH = 70, SIZE = 4 };
+    const struct device *d = device_cpu(1);
+    struct stream *stream = d->stream_open();
+    const struct attention_shape shape = {1, LENGTH, 1, 1, SIZE};
+    float host[LENGTH * 3 * SIZE], out[LENGTH * SIZE];
+    for (int i = 0; i < LENGTH; i++)
+        for (int j = 0; j < 3 * SIZE; j++)
+            host[i * 3 * SIZE + j] = j < SIZE ? 20.0f : j < 2 * SIZE ? (float)i : (float)(i * SIZE + j - 2 * SIZE);
+    void *workspace = d->allocate(d->attention_workspace(&shape));
+    float *qkv = d->allocate(sizeof host), *output = d->allocate(sizeof out), *logsumexp = d->allocate(4 * LENGTH);
+    d->copy(stream, qkv, host, sizeof host);
+    d->attention(stream, output, logsumexp, qkv, &shape, workspace);
+    d->copy(stream, out, output, sizeof out);
+    d->stream_wait(stream);
+    double worst = 0.0;
+    for (int i = 0; i < LENGTH * SIZE; i++) /* the last key has the largest score, by 40 */
+        worst = fmax(worst, fabs((double)(out[i] - (float)i)));
+    ok(worst < 1e-4, "scores of %d neither overflow nor lose their way (%g)", 40 * (LENGTH - 1), worst);
+    d->release(workspace, d->attention_workspace(&shape));
+    d->release(qkv, sizeof host);
+    d->release(output, sizeof out);
+    d->release(logsumexp, 4 * LENGTH);
+    d->stream_close(stream);
+}
+
+int main(void)
+{
+    test_reference();
+    test_large_scores();
+    TEST_SHAPES("attention and its gradient", attention, shapes);
+    return tap_done();
+}

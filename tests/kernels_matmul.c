@@ -1,0 +1,190 @@
+/* The device table's memory, events and matmuls. */
+#include "tests/kernel_run.h"
+
+/* rows, in, out */
+static const int64_t shapes[][3] = {{0, 5, 7},    {1, 1, 1},   {5, 3, 48},   {23, 101, 3},  {100, 48, 257},
+                                    {5, 257, 101}, {1, 257, 48}, {100, 1, 101}, {23, 48, 1}, {300, 129, 1100},
+                                    {7, 0, 5}};
+
+static double gelu(double x)
+{
+    return 0.5 * x * (1.0 + tanh(sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+
+/* The sum of products of float32 numbers between -1 and 1. */
+static double tolerance(int64_t terms)
+{
+    return 1e-6 + 2e-6 * sqrt((double)terms);
+}
+
+static void linear(struct run *r, const int64_t *shape, bool bias, bool activate)
+{
+    const int64_t rows = shape[0], in = shape[1], out = shape[2];
+    float *y = give_numbers(r, rows * out, NAN), *activated = give_numbers(r, rows * out, NAN);
+    const float *x = give_numbers(r, rows * in, 1.0), *w = give_numbers(r, out * in, 1.0);
+    const float *b = give_numbers(r, out, 1.0);
+    r->device->linear(r->stream, y, activate ? activated : NULL, x, w, bias ? b : NULL, rows, in, out);
+    if (activate) { /* what the separate kernel gives has the same bits */
+        float *again = give_numbers(r, rows * out, NAN);
+        r->device->gelu(r->stream, again, y, rows * out);
+    }
+    take_back(r);
+    double *hx = before(r, 2), *hw = before(r, 3), *hb = before(r, 4);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t o = 0; o < out; o++) {
+            double sum = bias ? hb[o] : 0.0;
+            for (int64_t k = 0; k < in; k++)
+                sum += hx[i * in + k] * hw[o * in + k];
+            expect(r, 0, i * out + o, sum, tolerance(in));
+            if (activate) {
+                expect(r, 1, i * out + o, gelu(sum), 2.0 * tolerance(in));
+                expect(r, 5, i * out + o, (double)r->array[1].after[i * out + o], 1e-30);
+            }
+        }
+    free(hx), free(hw), free(hb);
+}
+
+static void linear_alone(struct run *r, const int64_t *shape)
+{
+    linear(r, shape, false, false);
+}
+
+static void linear_bias(struct run *r, const int64_t *shape)
+{
+    linear(r, shape, true, false);
+}
+
+static void linear_gelu(struct run *r, const int64_t *shape)
+{
+    linear(r, shape, true, true);
+}
+
+static void input_gradient(struct run *r, const int64_t *shape)
+{
+    const int64_t rows = shape[0], in = shape[1], out = shape[2];
+    float *dx = give_numbers(r, rows * in, NAN);
+    const float *dy = give_numbers(r, rows * out, 1.0), *w = give_numbers(r, out * in, 1.0);
+    r->device->linear_input_gradient(r->stream, dx, dy, w, rows, in, out);
+    take_back(r);
+    double *hdy = before(r, 1), *hw = before(r, 2);
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t k = 0; k < in; k++) {
+            double sum = 0.0;
+            for (int64_t o = 0; o < out; o++)
+                sum += hdy[i * out + o] * hw[o * in + k];
+            expect(r, 0, i * in + k, sum, tolerance(out));
+        }
+    free(hdy), free(hw);
+}
+
+static void weight_gradient(struct run *r, const int64_t *shape, bool bias, bool accumulate)
+{
+    const int64_t rows = shape[0], in = shape[1], out = shape[2];
+    float *dw = give_numbers(r, out * in, accumulate ? 1.0 : NAN), *db = give_numbers(r, out, accumulate ? 1.0 : NAN);
+    const float *dy = give_numbers(r, rows * out, 1.0), *x = give_numbers(r, rows * in, 1.0);
+    r->device->linear_weight_gradient(r->stream, dw, bias ? db : NULL, dy, x, rows, in, out, accumulate);
+    take_back(r);
+    double *hdw = before(r, 0), *hdb = before(r, 1), *hdy = before(r, 2), *hx = before(r, 3);
+    for (int64_t o = 0; o < out; o++) {
+        for (int64_t k = 0; k < in; k++) {
+            double sum = accumulate ? hdw[o * in + k] : 0.0;
+            for (int64_t i = 0; i < rows; i++)
+                sum += hdy[i * out + o] * hx[i * in + k];
+            expect(r, 0, o * in + k, sum, tolerance(rows));
+        }
+        double sum = accumulate ? hdb[o] : 0.0;
+        for (int64_t i = 0; i < rows; i++)
+            sum += hdy[i * out + o];
+        if (bias)
+            expect(r, 1, o, sum, tolerance(rows));
+    }
+    free(hdw), free(hdb), free(hdy), free(hx);
+}
+
+static void weight_gradient_first(struct run *r, const int64_t *shape)
+{
+    weight_gradient(r, shape, true, false);
+}
+
+static void weight_gradient_later(struct run *r, const int64_t *shape)
+{
+    weight_gradient(r, shape, true, true);
+}
+
+static void weight_gradient_alone(struct run *r, const int64_t *shape)
+{
+    weight_gradient(r, shape, false, false);
+}
+
+static void test_memory(void)
+{
+    const struct device *device = device_cpu(2);
+    struct stream *stream = device->stream_open();
+    static const size_t sizes[] = {0, 1, 63, 4097, 300001, 5000000};
+    bool aligned = true, copied = true, zeroed = true;
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        const size_t bytes = sizes[i];
+        unsigned char *a = device->allocate(bytes), *b = device->allocate(bytes), *host = allocate(bytes + 1, 1);
+        aligned = aligned && a != NULL && (uintptr_t)a % 64 == 0;
+        for (size_t j = 0; j < bytes; j++)
+            host[j] = (unsigned char)(j * 7 % 251);
+        device->copy(stream, a, host, bytes);
+        device->copy(stream, b, a, bytes);
+        memset(host, 0, bytes);
+        device->copy(stream, host, b, bytes);
+        device->stream_wait(stream);
+        for (size_t j = 0; j < bytes; j++)
+            copied = copied && host[j] == j * 7 % 251;
+        device->zero(stream, b, bytes);
+        device->copy(stream, host, b, bytes);
+        device->stream_wait(stream);
+        for (size_t j = 0; j < bytes; j++)
+            zeroed = zeroed && host[j] == 0;
+        device->release(a, bytes);
+        device->release(b, bytes);
+        free(host);
+    }
+    device->release(NULL, 100);
+    ok(aligned, "memory of any size is aligned to 64 bytes");
+    ok(copied, "bytes are copied to, on and from the device");
+    ok(zeroed, "memory is zeroed");
+    ok(device->allocate(SIZE_MAX - 100) == NULL, "memory that is not there is NULL");
+    ok(device->allocate((size_t)1 << 56) == NULL, "so is more than there is");
+    device->stream_close(stream);
+}
+
+static void test_events(void)
+{
+    const struct device *device = device_cpu(1);
+    struct stream *stream = device->stream_open(), *other = device->stream_open();
+    struct event *first = device->event_open(), *second = device->event_open();
+    float *memory = device->allocate(1 << 24);
+    device->event_record(stream, first);
+    device->zero(stream, memory, 1 << 24);
+    device->event_record(stream, second);
+    device->event_wait(other, second);
+    device->stream_wait(other);
+    ok(device->event_done(second), "an event that was waited for is done");
+    const double seconds = device->event_seconds(second) - device->event_seconds(first);
+    ok(seconds > 0.0 && seconds < 60.0, "events tell the time between them (%g s)", seconds);
+    device->release(memory, 1 << 24);
+    device->event_close(first);
+    device->event_close(second);
+    device->stream_close(stream);
+    device->stream_close(other);
+}
+
+int main(void)
+{
+    test_memory();
+    test_events();
+    TEST_SHAPES("linear", linear_alone, shapes);
+    TEST_SHAPES("linear with bias", linear_bias, shapes);
+    TEST_SHAPES("linear with bias and GELU", linear_gelu, shapes);
+    TEST_SHAPES("linear's input gradient", input_gradient, shapes);
+    TEST_SHAPES("linear's weight gradient", weight_gradient_first, shapes);
+    TEST_SHAPES("linear's weight gradient, accumulated", weight_gradient_later, shapes);
+    TEST_SHAPES("linear's weight gradient without bias", weight_gradient_alone, shapes);
+    ok(strstr(device_cpu_libraries(), "oneDNN") != NULL, "the libraries are named: %s", device_cpu_libraries());
+    return tap_done();
+}

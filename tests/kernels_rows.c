@@ -1,0 +1,308 @@
+/* The device table's elementwise kernels and norms. */
+#include "tests/kernel_run.h"
+
+/* rows, width */
+static const int64_t shapes[][2] = {{0, 48},  {1, 1},    {1, 257},   {5, 3},   {5, 48},   {23, 1},
+                                    {23, 101}, {100, 48}, {100, 257}, {200, 101}, {3, 8000}};
+
+static double gelu(double x)
+{
+    return 0.5 * x * (1.0 + tanh(sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
+}
+
+static double gelu_slope(double x)
+{
+    const double root = sqrt(2.0 / M_PI), t = tanh(root * (x + 0.044715 * x * x * x));
+    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * root * (1.0 + 3.0 * 0.044715 * x * x);
+}
+
+static void add(struct run *r, const int64_t *shape)
+{
+    const int64_t count = shape[0] * shape[1];
+    float *a = give_numbers(r, count, 1.0);
+    const float *b = give_numbers(r, count, 1.0);
+    r->device->add(r->stream, a, b, count);
+    take_back(r);
+    for (int64_t i = 0; i < count; i++)
+        expect(r, 0, i, (double)r->array[0].before[i] + (double)r->array[1].before[i], 2e-7);
+}
+
+/* With a bias and in place, or neither. */
+static void add_residual(struct run *r, const int64_t *shape, bool whole)
+{
+    const int64_t rows = shape[0], width = shape[1];
+    float *y = give_numbers(r, rows * width, NAN), *x = give_numbers(r, rows * width, 1.0);
+    float *residual = give_numbers(r, rows * width, 1.0);
+    const float *bias = give_numbers(r, width, 1.0);
+    r->device->add_residual(r->stream, y, x, residual, whole ? bias : NULL, rows, width);
+    r->device->add_residual(r->stream, whole ? x : residual, x, residual, whole ? bias : NULL, rows, width);
+    take_back(r);
+    for (int64_t i = 0; i < rows * width; i++) {
+        const double sum = (double)r->array[1].before[i] + (double)r->array[2].before[i] +
+                           (whole ? (double)r->array[3].before[i % width] : 0.0);
+        expect(r, 0, i, sum, 4e-7);
+        expect(r, whole ? 1 : 2, i, sum, 4e-7);
+    }
+}
+
+static void add_residual_bias(struct run *r, const int64_t *shape)
+{
+    add_residual(r, shape, true);
+}
+
+static void add_residual_alone(struct run *r, const int64_t *shape)
+{
+    add_residual(r, shape, false);
+}
+
+/* Both over -12 ... 12, where they go from one asymptote to the other. */
+static void test_gelu(struct run *r, const int64_t *shape)
+{
+    const int64_t count = shape[0] * shape[1];
+    float *y = give_numbers(r, count, NAN), *dx = give_numbers(r, count, NAN);
+    const float *x = give_numbers(r, count, 12.0);
+    float *dy = give_numbers(r, count, 1.0);
+    r->device->gelu(r->stream, y, x, count);
+    r->device->gelu_gradient(r->stream, dx, dy, x, count);
+    r->device->gelu_gradient(r->stream, dy, dy, x, count); /* in place */
+    take_back(r);
+    for (int64_t i = 0; i < count; i++) {
+        const double at = (double)r->array[2].before[i], slope = gelu_slope(at);
+        expect(r, 0, i, gelu(at), 1.5e-7 * fmax(1.0, fabs(at)));
+        expect(r, 1, i, slope * (double)r->array[3].before[i], 2.5e-7);
+        expect(r, 3, i, (double)r->array[1].after[i], 1e-30);
+    }
+}
+
+static void column_sums(struct run *r, const int64_t *shape)
+{
+    const int64_t rows = shape[0], width = shape[1];
+    float *first = give_numbers(r, width, NAN), *later = give_numbers(r, width, 1.0);
+    const float *dy = give_numbers(r, rows * width, 1.0);
+    r->device->column_sums(r->stream, first, dy, rows, width, false);
+    r->device->column_sums(r->stream, later, dy, rows, width, true);
+    take_back(r);
+    for (int64_t i = 0; i < width; i++) {
+        double sum = 0.0;
+        for (int64_t row = 0; row < rows; row++)
+            sum += (double)r->array[2].before[row * width + i];
+        expect(r, 0, i, sum, 1e-5);
+        expect(r, 1, i, sum + (double)r->array[1].before[i], 1e-5);
+    }
+}
+
+static const double epsilon = 1e-3;
+
+/* One row of LayerNorm. */
+static void norm_row(double *y, double *mean, double *rstd, const double *x, const double *weight, const double *bias,
+                     int64_t width)
+{
+    double sum = 0.0, squares = 0.0;
+    for (int64_t i = 0; i < width; i++)
+        sum += x[i];
+    *mean = sum / (double)width;
+    for (int64_t i = 0; i < width; i++)
+        squares += (x[i] - *mean) * (x[i] - *mean);
+    *rstd = 1.0 / sqrt(squares / (double)width + epsilon);
+    for (int64_t i = 0; i < width; i++)
+        y[i] = (x[i] - *mean) * *rstd * weight[i] + bias[i];
+}
+
+/* The gradient of sum(y dy): from the derivatives of mean and rstd, term by term. */
+static void norm_row_gradient(double *dx, double *dweight, double *dbias, const double *dy, const double *x,
+                              const double *weight, double mean, double rstd, int64_t width)
+{
+    double to_mean = 0.0, to_rstd = 0.0;
+    for (int64_t i = 0; i < width; i++) {
+        to_mean -= dy[i] * weight[i] * rstd;
+        to_rstd += dy[i] * weight[i] * (x[i] - mean);
+        dweight[i] += dy[i] * (x[i] - mean) * rstd;
+        dbias[i] += dy[i];
+    }
+    for (int64_t i = 0; i < width; i++)
+        dx[i] = dy[i] * weight[i] * rstd + to_mean / (double)width -
+                to_rstd * rstd * rstd * rstd * (x[i] - mean) / (double)width;
+}
+
+static void norm(struct run *r, const int64_t *shape)
+{
+    const int64_t rows = shape[0], width = shape[1];
+    float *y = give_numbers(r, rows * width, NAN), *mean = give_numbers(r, rows, NAN);
+    float *rstd = give_numbers(r, rows, NAN);
+    const float *x = give_numbers(r, rows * width, 3.0), *weight = give_numbers(r, width, 1.0);
+    const float *bias = give_numbers(r, width, 1.0);
+    r->device->norm(r->stream, y, mean, rstd, x, weight, bias, rows, width, epsilon);
+    take_back(r);
+    double *hx = before(r, 3), *hw = before(r, 4), *hb = before(r, 5), *hy = allocate((size_t)width, sizeof *hy);
+    for (int64_t row = 0; row < rows; row++) {
+        double m, s;
+        norm_row(hy, &m, &s, hx + row * width, hw, hb, width);
+        expect(r, 1, row, m, 1e-6);
+        expect(r, 2, row, s, 1e-6 * s);
+        for (int64_t i = 0; i < width; i++)
+            expect(r, 0, row * width + i, hy[i], 3e-6);
+    }
+    free(hx), free(hw), free(hb), free(hy);
+}
+
+/* In place over x or r; the norm of the sum is that of the separate kernels, to the bit. */
+static void add_residual_norm(struct run *r, const int64_t *shape)
+{
+    const int64_t rows = shape[0], width = shape[1];
+    float *sum = give_numbers(r, rows * width, NAN), *y = give_numbers(r, rows * width, NAN);
+    float *mean = give_numbers(r, rows, NAN), *rstd = give_numbers(r, rows, NAN);
+    float *x = give_numbers(r, rows * width, 2.0), *residual = give_numbers(r, rows * width, 2.0);
+    const float *weight = give_numbers(r, width, 1.0), *bias = give_numbers(r, width, 1.0);
+    const float *residual_bias = give_numbers(r, width, 1.0);
+    float *sum2 = give_numbers(r, rows * width, NAN), *y2 = give_numbers(r, rows * width, NAN);
+    const struct device *d = r->device;
+    d->add_residual_norm(r->stream, sum, y, mean, rstd, x, residual, residual_bias, weight, bias, rows, width, epsilon);
+    d->add_residual(r->stream, sum2, x, residual, residual_bias, rows, width);
+    d->norm(r->stream, y2, mean, rstd, sum2, weight, bias, rows, width, epsilon);
+    d->add_residual_norm(r->stream, residual, y2, mean, rstd, x, residual, NULL, weight, bias, rows, width, epsilon);
+    d->add_residual_norm(r->stream, x, y, mean, rstd, x, residual, residual_bias, weight, bias, rows, width, epsilon);
+    take_back(r);
+    for (int64_t i = 0; i < rows * width; i++) {
+        const double hx = (double)r->array[4].before[i], hr = (double)r->array[5].before[i];
+        const double hb = (double)r->array[8].before[i % width];
+        expect(r, 0, i, hx + hr + hb, 1e-6);
+        expect(r, 9, i, (double)r->array[0].after[i], 1e-30);
+        expect(r, 5, i, hx + hr, 1e-6);
+        expect(r, 4, i, 2.0 * hx + hr + hb, 2e-6);
+    }
+    double *hw = before(r, 6), *hb = before(r, 7), *hy = allocate((size_t)width, sizeof *hy);
+    double *total = allocate((size_t)width, sizeof *total);
+    for (int64_t row = 0; row < rows; row++) {
+        double m, s;
+        for (int64_t i = 0; i < width; i++)
+            total[i] = (double)r->array[4].after[row * width + i];
+        norm_row(hy, &m, &s, total, hw, hb, width);
+        for (int64_t i = 0; i < width; i++)
+            expect(r, 1, row * width + i, hy[i], 3e-6);
+        for (int64_t i = 0; i < width; i++)
+            total[i] = (double)r->array[5].after[row * width + i];
+        norm_row(hy, &m, &s, total, hw, hb, width);
+        for (int64_t i = 0; i < width; i++)
+            expect(r, 10, row * width + i, hy[i], 3e-6);
+    }
+    free(hw), free(hb), free(hy), free(total);
+}
+
+/* First with a residual gradient in place of which dx comes, then accumulated and in place of dy. */
+static void norm_gradient(struct run *r, const int64_t *shape)
+{
+    const int64_t rows = shape[0], width = shape[1];
+    float *y = give_numbers(r, rows * width, NAN), *mean = give_numbers(r, rows, NAN);
+    float *rstd = give_numbers(r, rows, NAN);
+    const float *x = give_numbers(r, rows * width, 3.0), *weight = give_numbers(r, width, 1.0);
+    float *dy = give_numbers(r, rows * width, 1.0), *residual = give_numbers(r, rows * width, 1.0);
+    float *dw = give_numbers(r, width, NAN), *db = give_numbers(r, width, NAN);
+    float *dw2 = give_numbers(r, width, 1.0), *db2 = give_numbers(r, width, 1.0);
+    const struct device *d = r->device;
+    d->norm(r->stream, y, mean, rstd, x, weight, weight, rows, width, epsilon);
+    d->norm_gradient(r->stream, residual, dw, db, dy, residual, x, mean, rstd, weight, rows, width, false);
+    d->norm_gradient(r->stream, dy, dw2, db2, dy, NULL, x, mean, rstd, weight, rows, width, true);
+    take_back(r);
+    double *hx = before(r, 3), *hw = before(r, 4), *hdy = before(r, 5), *hy = allocate((size_t)width, sizeof *hy);
+    double *hdx = allocate((size_t)width, sizeof *hdx), *hdw = allocate((size_t)width, sizeof *hdw);
+    double *hdb = allocate((size_t)width, sizeof *hdb);
+    for (int64_t row = 0; row < rows; row++) {
+        double m, s;
+        norm_row(hy, &m, &s, hx + row * width, hw, hw, width);
+        norm_row_gradient(hdx, hdw, hdb, hdy + row * width, hx + row * width, hw, m, s, width);
+        for (int64_t i = 0; i < width; i++) {
+            expect(r, 5, row * width + i, hdx[i], 1e-6 * (1.0 + s));
+            expect(r, 6, row * width + i, hdx[i] + (double)r->array[6].before[row * width + i], 2e-6 * (1.0 + s));
+        }
+    }
+    for (int64_t i = 0; i < width; i++) {
+        expect(r, 7, i, hdw[i], 1e-5);
+        expect(r, 8, i, hdb[i], 1e-5);
+        expect(r, 9, i, hdw[i] + (double)r->array[9].before[i], 1e-5);
+        expect(r, 10, i, hdb[i] + (double)r->array[10].before[i], 1e-5);
+    }
+    free(hx), free(hw), free(hdy), free(hy), free(hdx), free(hdw), free(hdb);
+}
+
+/* The references' gradients against differences of the references. */
+static void test_references(void)
+{
+    enum { WIDTH = 7 };
+    double worst = 0.0;
+    for (double x = -6.0; x < 6.0; x += 0.37)
+        worst = fmax(worst, fabs((gelu(x + 1e-5) - gelu(x - 1e-5)) / 2e-5 - gelu_slope(x)));
+    ok(worst < 1e-9, "the slope of GELU is that of finite differences (%g)", worst);
+
+    double x[WIDTH], w[WIDTH], dy[WIDTH], y[2][WIDTH], dx[WIDTH], dw[WIDTH] = {0}, db[WIDTH] = {0}, m, s;
+    for (int i = 0; i < WIDTH; i++) {
+        x[i] = (double)number_at(0, i);
+        w[i] = (double)number_at(1, i);
+        dy[i] = (double)number_at(2, i);
+    }
+    norm_row(y[0], &m, &s, x, w, w, WIDTH);
+    norm_row_gradient(dx, dw, db, dy, x, w, m, s, WIDTH);
+    worst = 0.0;
+    for (int i = 0; i < WIDTH; i++) {
+        double change = 0.0;
+        for (int side = 0; side < 2; side++) {
+            x[i] += side == 0 ? 1e-5 : -2e-5;
+            norm_row(y[side], &m, &s, x, w, w, WIDTH);
+        }
+        x[i] += 1e-5;
+        for (int j = 0; j < WIDTH; j++)
+            change += (y[0][j] - y[1][j]) * dy[j];
+        worst = fmax(worst, fabs(change / 2e-5 - dx[i]));
+        change = 0.0;
+        for (int side = 0; side < 2; side++) {
+            w[i] += side == 0 ? 1e-5 : -2e-5;
+            norm_row(y[side], &m, &s, x, w, w, WIDTH); /* weight and bias move together */
+        }
+        w[i] += 1e-5;
+        for (int j = 0; j < WIDTH; j++)
+            change += (y[0][j] - y[1][j]) * dy[j];
+        worst = fmax(worst, fabs(change / 2e-5 - dw[i] - db[i]));
+    }
+    ok(worst < 1e-8, "the gradients of LayerNorm are those of finite differences (%g)", worst);
+}
+
+/* A number that is none must not be lost on the way: the step is stopped by it. */
+static void test_nonfinite(void)
+{
+    const struct device *d = device_cpu(1);
+    struct stream *stream = d->stream_open();
+    float *x = d->allocate(128), *y = d->allocate(128), in[20], out[20];
+    for (int i = 0; i < 20; i++)
+        in[i] = 1.0f;
+    in[3] = NAN;
+    in[18] = NAN;
+    d->copy(stream, x, in, sizeof in);
+    d->gelu(stream, y, x, 20);
+    d->copy(stream, out, y, sizeof out);
+    d->stream_wait(stream);
+    ok(isnan(out[3]) && isnan(out[18]) && !isnan(out[4]), "GELU of NaN is NaN");
+    in[3] = 1e4f;
+    in[18] = -1e4f;
+    d->copy(stream, x, in, sizeof in);
+    d->gelu(stream, y, x, 20);
+    d->copy(stream, out, y, sizeof out);
+    d->stream_wait(stream);
+    ok(out[3] == 1e4f && fabsf(out[18]) < 1e-30f, "GELU of large numbers is the number or nothing");
+    d->release(x, 128);
+    d->release(y, 128);
+    d->stream_close(stream);
+}
+
+int main(void)
+{
+    test_references();
+    test_nonfinite();
+    TEST_SHAPES("add", add, shapes);
+    TEST_SHAPES("add residual and bias", add_residual_bias, shapes);
+    TEST_SHAPES("add residual", add_residual_alone, shapes);
+    TEST_SHAPES("GELU and its gradient", test_gelu, shapes);
+    TEST_SHAPES("column sums", column_sums, shapes);
+    TEST_SHAPES("norm", norm, shapes);
+    TEST_SHAPES("add residual and norm", add_residual_norm, shapes);
+    TEST_SHAPES("norm's gradient", norm_gradient, shapes);
+    return tap_done();
+}

@@ -1,0 +1,297 @@
+/* The device table's kernels around the vocabulary: embedding, cross-entropy; and those of the optimizer. */
+#include "tests/kernel_run.h"
+
+/* rows, width, vocabulary, length */
+static const int64_t table_shapes[][4] = {{0, 48, 5, 3},    {1, 1, 1, 1},     {5, 3, 7, 5},      {23, 101, 3, 23},
+                                          {100, 48, 257, 23}, {100, 257, 101, 65}, {23, 48, 1000, 1}, {5, 3000, 5, 130}};
+
+static int32_t token_at(int64_t row, int64_t vocabulary)
+{
+    return (int32_t)((double)(number_at(99, row) + 1.0f) * 0.4999 * (double)vocabulary);
+}
+
+static const int32_t *give_tokens(struct run *r, int64_t rows, int64_t vocabulary)
+{
+    int32_t *tokens = allocate((size_t)rows + 1, sizeof *tokens);
+    for (int64_t i = 0; i < rows; i++)
+        tokens[i] = token_at(i, vocabulary);
+    const int32_t *given = give(r, rows, tokens);
+    free(tokens);
+    return given;
+}
+
+/* The share of the vocabulary that a rank in the middle has; it may be empty. */
+static void share_of(int64_t vocabulary, int64_t *first, int64_t *count)
+{
+    *first = vocabulary / 3;
+    *count = 2 * vocabulary / 3 - *first;
+}
+
+static void embedding(struct run *r, const int64_t *shape)
+{
+    const int64_t rows = shape[0], width = shape[1], vocabulary = shape[2], length = shape[3];
+    int64_t first, count;
+    share_of(vocabulary, &first, &count);
+    float *whole = give_numbers(r, rows * width, NAN), *part = give_numbers(r, rows * width, NAN);
+    const float *table = give_numbers(r, vocabulary * width, 1.0), *position = give_numbers(r, length * width, 1.0);
+    const int32_t *tokens = give_tokens(r, rows, vocabulary);
+    r->device->embedding(r->stream, whole, tokens, table, position, rows, width, length, 0, vocabulary);
+    r->device->embedding(r->stream, part, tokens, table + first * width, NULL, rows, width, length, first, count);
+    take_back(r);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < width; i++) {
+            const int64_t token = token_at(row, vocabulary);
+            const double entry = (double)r->array[2].before[token * width + i];
+            expect(r, 0, row * width + i, entry + (double)r->array[3].before[row % length * width + i], 2e-7);
+            expect(r, 1, row * width + i, token >= first && token < first + count ? entry : 0.0, 1e-30);
+        }
+}
+
+static void embedding_gradient(struct run *r, const int64_t *shape)
+{
+    const int64_t rows = shape[0], width = shape[1], vocabulary = shape[2];
+    int64_t first, count;
+    share_of(vocabulary, &first, &count);
+    float *whole = give_numbers(r, vocabulary * width, NAN), *part = give_numbers(r, count * width, 1.0);
+    const float *dy = give_numbers(r, rows * width, 1.0);
+    const int32_t *tokens = give_tokens(r, rows, vocabulary);
+    r->device->embedding_gradient(r->stream, whole, dy, tokens, rows, width, 0, vocabulary, false);
+    r->device->embedding_gradient(r->stream, part, dy, tokens, rows, width, first, count, true);
+    take_back(r);
+    double *sums = allocate((size_t)(vocabulary * width), sizeof *sums), *hdy = before(r, 2);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < width; i++)
+            sums[token_at(row, vocabulary) * width + i] += hdy[row * width + i];
+    expect_all(r, 0, sums, 1e-5);
+    for (int64_t i = 0; i < count * width; i++)
+        expect(r, 1, i, sums[first * width + i] + (double)r->array[1].before[i], 1e-5);
+    free(sums), free(hdy);
+}
+
+static void position_gradient(struct run *r, const int64_t *shape)
+{
+    const int64_t rows = shape[0], width = shape[1], length = shape[3];
+    float *now = give_numbers(r, length * width, NAN), *later = give_numbers(r, length * width, 1.0);
+    const float *dy = give_numbers(r, rows * width, 1.0);
+    r->device->position_gradient(r->stream, now, dy, rows, width, length, 0, false);
+    r->device->position_gradient(r->stream, later, dy, rows, width, length, 2 * length + length / 2, true);
+    take_back(r);
+    double *sums = allocate((size_t)(length * width), sizeof *sums), *hdy = before(r, 2), *more = before(r, 1);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < width; i++) {
+            sums[row % length * width + i] += hdy[row * width + i];
+            more[(row + length / 2) % length * width + i] += hdy[row * width + i];
+        }
+    expect_all(r, 0, sums, 1e-5);
+    expect_all(r, 1, more, 1e-5);
+    free(sums), free(hdy), free(more);
+}
+
+/* -log softmax(x)[target] and, unless NULL, its gradient. */
+static double cross_entropy(double *gradient, const double *x, int64_t count, int64_t target)
+{
+    double largest = -INFINITY, sum = 0.0;
+    for (int64_t i = 0; i < count; i++)
+        largest = fmax(largest, x[i]);
+    for (int64_t i = 0; i < count; i++)
+        sum += exp(x[i] - largest);
+    for (int64_t i = 0; gradient != NULL && i < count; i++)
+        gradient[i] = exp(x[i] - largest) / sum - (i == target ? 1.0 : 0.0);
+    return largest + log(sum) - x[target];
+}
+
+/* Over one rank, in place, and over three of which the middle one may have no tokens. Logits of up to 40 make most
+ * probabilities vanish. */
+static void loss(struct run *r, const int64_t *shape)
+{
+    enum { PARTS = 3 };
+    const int64_t rows = shape[0], vocabulary = shape[2];
+    const double scale = 0.125;
+    const struct device *d = r->device;
+    int64_t first[PARTS + 1] = {0, vocabulary / 2, vocabulary == 7 ? 3 : 2 * vocabulary / 3, vocabulary};
+    float *logits = give_numbers(r, rows * vocabulary, 40.0), *losses = give_numbers(r, rows, NAN);
+    float *statistics = give_numbers(r, rows * 3, NAN), *joint = give_numbers(r, rows, NAN);
+    float *parts = give_numbers(r, PARTS * rows * 3, NAN);
+    const int32_t *targets = give_tokens(r, rows, vocabulary);
+    float *part[PARTS], *gradient[PARTS];
+    const int logits_at = r->arrays;
+    for (int p = 0; p < PARTS; p++) {
+        const int64_t count = first[p + 1] - first[p];
+        float *values = allocate((size_t)(rows * count) + 1, sizeof *values);
+        for (int64_t i = 0; i < rows * count; i++)
+            values[i] = r->array[0].before[i / count * vocabulary + first[p] + i % count];
+        part[p] = give(r, rows * count, values);
+        gradient[p] = give_numbers(r, rows * count, NAN);
+        free(values);
+        d->cross_entropy_statistics(r->stream, parts + p * rows * 3, part[p], targets, rows, first[p], count);
+    }
+    for (int p = 0; p < PARTS; p++)
+        d->cross_entropy(r->stream, joint, gradient[p], part[p], targets, parts, rows, first[p],
+                         first[p + 1] - first[p], PARTS, scale);
+    d->cross_entropy_statistics(r->stream, statistics, logits, targets, rows, 0, vocabulary);
+    d->cross_entropy(r->stream, losses, NULL, logits, targets, statistics, rows, 0, vocabulary, 1, scale);
+    d->cross_entropy(r->stream, losses, logits, logits, targets, statistics, rows, 0, vocabulary, 1, scale);
+    take_back(r);
+    double *x = before(r, 0), *expected = allocate((size_t)vocabulary, sizeof *expected);
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t target = token_at(row, vocabulary);
+        const double should_be = cross_entropy(expected, x + row * vocabulary, vocabulary, target);
+        expect(r, 1, row, should_be, 1e-5);
+        expect(r, 3, row, should_be, 1e-5);
+        for (int64_t i = 0; i < vocabulary; i++) {
+            int p = 0;
+            while (i >= first[p + 1])
+                p++;
+            const int64_t count = first[p + 1] - first[p];
+            expect(r, 0, row * vocabulary + i, scale * expected[i], 1e-7);
+            expect(r, logits_at + 2 * p + 1, row * count + i - first[p], scale * expected[i], 1e-7);
+        }
+    }
+    free(x), free(expected);
+}
+
+static void test_statistics(void)
+{
+    const struct device *d = device_cpu(2);
+    struct stream *stream = d->stream_open();
+    const float in[6] = {1.0f, 3.0f, 2.0f, NAN, 0.0f, 0.0f};
+    const int32_t hit[2] = {11, 12};
+    float *logits = d->allocate(sizeof in), *statistics = d->allocate(64), out[6];
+    int32_t *targets = d->allocate(sizeof hit);
+    d->copy(stream, logits, in, sizeof in);
+    d->copy(stream, targets, hit, sizeof hit);
+    d->cross_entropy_statistics(stream, statistics, logits, targets, 2, 10, 3);
+    d->copy(stream, out, statistics, sizeof out);
+    d->stream_wait(stream);
+    ok(out[0] == 3.0f && out[2] == 3.0f, "statistics have the largest logit and the target's");
+    is_near((double)out[1], 1.0 + exp(-1.0) + exp(-2.0), 2e-7, "and the sum of exponentials");
+    ok(isnan(out[4]), "a logit that is NaN shows in the sum");
+    d->cross_entropy_statistics(stream, statistics, logits, targets, 2, 20, 0);
+    d->copy(stream, out, statistics, sizeof out);
+    d->stream_wait(stream);
+    ok(isinf(out[0]) && out[0] < 0.0f && out[1] == 0.0f && out[2] == 0.0f, "a rank without tokens has -inf, 0, 0");
+    d->release(logits, sizeof in);
+    d->release(statistics, 64);
+    d->release(targets, sizeof hit);
+    d->stream_close(stream);
+
+    double x[5] = {0.3, -1.0, 2.0, 0.5, 0.0}, gradient[5], worst = 0.0;
+    cross_entropy(gradient, x, 5, 3);
+    for (int i = 0; i < 5; i++) {
+        x[i] += 1e-5;
+        double change = cross_entropy(NULL, x, 5, 3);
+        x[i] -= 2e-5;
+        change -= cross_entropy(NULL, x, 5, 3);
+        x[i] += 1e-5;
+        worst = fmax(worst, fabs(change / 2e-5 - gradient[i]));
+    }
+    ok(worst < 1e-9, "the reference's gradient is that of finite differences (%g)", worst);
+}
+
+static void test_squares(void)
+{
+    const int64_t count = 5 * SQUARES_BLOCK + 77;
+    float *host = allocate((size_t)count, sizeof *host);
+    for (int64_t i = 0; i < count; i++)
+        host[i] = number_at(0, i) * 1e-3f;
+    double blocks[3][6];
+    for (int threads = 1; threads <= 3; threads++) {
+        const struct device *d = device_cpu(threads);
+        struct stream *stream = d->stream_open();
+        float *x = d->allocate((size_t)(count + 3) * sizeof *x);
+        d->copy(stream, x + threads, host, (size_t)count * sizeof *x);
+        d->squares(stream, blocks[threads - 1], x + threads, count);
+        d->squares(stream, blocks[threads - 1], x + threads, 0);
+        d->release(x, (size_t)(count + 3) * sizeof *x);
+        d->stream_close(stream);
+    }
+    double worst = 0.0;
+    for (int block = 0; block < 6; block++) {
+        double sum = 0.0;
+        for (int64_t i = block * SQUARES_BLOCK; i < count && i < (block + 1) * SQUARES_BLOCK; i++)
+            sum += (double)host[i] * (double)host[i];
+        worst = fmax(worst, fabs(blocks[0][block] / sum - 1.0));
+    }
+    ok(worst < 1e-14, "sums of squares are right in float64 (%g)", worst);
+    ok(memcmp(blocks[0], blocks[1], sizeof blocks[0]) == 0 && memcmp(blocks[0], blocks[2], sizeof blocks[0]) == 0,
+       "and the same bits with any number of threads, at any address");
+    free(host);
+}
+
+/* elements, gap between the ranges */
+static const int64_t adamw_shapes[][2] = {{0, 1}, {1, 0}, {48, 3}, {101, 1}, {30001, 7}};
+
+/* Three steps over two ranges with a gap, which stays as it is; the second decays. */
+static void adamw(struct run *r, const int64_t *shape)
+{
+    const int64_t count = shape[0], gap = shape[1], all = 2 * count + gap;
+    float *w = give_numbers(r, all, 1.0), *m = give_numbers(r, all, 0.0), *v = give_numbers(r, all, 0.0);
+    const float *g[3] = {give_numbers(r, all, 1.0), give_numbers(r, all, 1e-3), give_numbers(r, all, 1e-6)};
+    const struct optimizer_range ranges[] = {{0, count, false}, {count + gap, count, true}};
+    struct adamw step = {.learning_rate = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1};
+    step.scale = 0.7;
+    double *hw = before(r, 0), *hm = allocate((size_t)all + 1, sizeof *hm), *hv = allocate((size_t)all + 1, sizeof *hv);
+    for (int n = 1; n <= 3; n++) {
+        step.correction1 = 1.0 - pow(step.beta1, n);
+        step.correction2 = 1.0 - pow(step.beta2, n);
+        r->device->adamw(r->stream, w, m, v, g[n - 1], ranges, 2, &step);
+        for (int64_t i = 0; i < all; i++) {
+            if (i >= count && i < count + gap)
+                continue;
+            const double gradient = step.scale * (double)r->array[2 + n].before[i];
+            hw[i] *= i < count ? 1.0 : 1.0 - step.learning_rate * step.weight_decay;
+            hm[i] = step.beta1 * hm[i] + (1.0 - step.beta1) * gradient;
+            hv[i] = step.beta2 * hv[i] + (1.0 - step.beta2) * gradient * gradient;
+            hw[i] -= step.learning_rate * (hm[i] / step.correction1) /
+                     (sqrt(hv[i] / step.correction2) + step.epsilon);
+        }
+    }
+    take_back(r);
+    for (int64_t i = 0; i < all; i++) {
+        expect(r, 0, i, hw[i], 3e-7);
+        expect(r, 1, i, hm[i], 1e-6 * fabs(hm[i]) + 1e-9);
+        expect(r, 2, i, hv[i], 1e-6 * hv[i] + 1e-30);
+    }
+    free(hw), free(hm), free(hv);
+}
+
+/* The step does not depend on how the parameters are cut into ranges: data ranks may each make a shard of it. */
+static void test_adamw_shards(void)
+{
+    enum { COUNT = 1000 };
+    const struct device *d = device_cpu(2);
+    struct stream *stream = d->stream_open();
+    struct adamw step = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0};
+    const struct optimizer_range whole[] = {{0, COUNT, true}}, cut[] = {{0, 1, true}, {1, 332, true}, {333, 667, true}};
+    float host[4][COUNT], out[2][COUNT];
+    for (int64_t i = 0; i < COUNT; i++)
+        for (int a = 0; a < 4; a++)
+            host[a][i] = a == 2 ? fabsf(number_at(a, i)) : number_at(a, i);
+    for (int way = 0; way < 2; way++) {
+        float *arena[4];
+        for (int a = 0; a < 4; a++) {
+            arena[a] = d->allocate(sizeof host[a]);
+            d->copy(stream, arena[a], host[a], sizeof host[a]);
+        }
+        d->adamw(stream, arena[0], arena[1], arena[2], arena[3], way == 0 ? whole : cut, way == 0 ? 1 : 3, &step);
+        d->copy(stream, out[way], arena[0], sizeof out[way]);
+        d->stream_wait(stream);
+        for (int a = 0; a < 4; a++)
+            d->release(arena[a], sizeof host[a]);
+    }
+    ok(memcmp(out[0], out[1], sizeof out[0]) == 0, "AdamW over pieces of a range gives the bits of the whole");
+    d->stream_close(stream);
+}
+
+int main(void)
+{
+    test_statistics();
+    test_squares();
+    test_adamw_shards();
+    TEST_SHAPES("embedding", embedding, table_shapes);
+    TEST_SHAPES("embedding's gradient", embedding_gradient, table_shapes);
+    TEST_SHAPES("position's gradient", position_gradient, table_shapes);
+    TEST_SHAPES("cross-entropy", loss, table_shapes);
+    TEST_SHAPES("AdamW", adamw, adamw_shapes);
+    return tap_done();
+}
