@@ -1,0 +1,135 @@
+#include "parallel/communicator.h"
+
+#include <limits.h>
+#include <sched.h>
+#include <stdlib.h>
+
+#include "base/memory.h"
+#include "parallel/mpi_check.h"
+
+enum {
+    POLLS_BEFORE_YIELD = 200, /* some tens of microseconds */
+    MAX_BROADCAST = 1 << 30   /* bytes in one MPI call, whose counts are int */
+};
+
+MPI_Comm communicator_duplicate(MPI_Comm mpi)
+{
+    MPI_Comm copy;
+    mpi_check(MPI_Comm_dup(mpi, &copy), "MPI_Comm_dup");
+    mpi_check(MPI_Comm_set_errhandler(copy, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+    return copy;
+}
+
+void communicator_init(struct communicator *comm, const struct communicator_ops *ops, MPI_Comm mpi)
+{
+    comm->ops = ops;
+    comm->mpi = communicator_duplicate(mpi);
+    mpi_check(MPI_Comm_rank(comm->mpi, &comm->rank), "MPI_Comm_rank");
+    mpi_check(MPI_Comm_size(comm->mpi, &comm->size), "MPI_Comm_size");
+    /* The list stands behind its head; communicator_release frees both. */
+    comm->one_each = allocate(1, sizeof *comm->one_each + (size_t)comm->size * sizeof(int));
+    int *rank_of = (int *)(comm->one_each + 1);
+    for (int i = 0; i < comm->size; i++)
+        rank_of[i] = i;
+    comm->one_each->count = comm->size;
+    comm->one_each->rank_of = rank_of;
+}
+
+void communicator_release(struct communicator *comm)
+{
+    mpi_check(MPI_Comm_free(&comm->mpi), "MPI_Comm_free");
+    free(comm->one_each);
+    comm->one_each = NULL;
+}
+
+const struct contributions *communicator_one_each(const struct communicator *comm)
+{
+    return comm->one_each;
+}
+
+void communicator_close(struct communicator *comm)
+{
+    if (comm)
+        comm->ops->close(comm);
+}
+
+void communicator_pause(int *polls)
+{
+    if (*polls < POLLS_BEFORE_YIELD)
+        ++*polls;
+    else
+        sched_yield();
+}
+
+/* Control traffic uses MPI's non-blocking collectives: a rank that stands in one must go on with its share of the sums
+ * under way, and must not keep the core from the ranks that it waits for. */
+static void finish(struct communicator *comm, int code, MPI_Request *request, const char *what)
+{
+    mpi_check(code, "%s", what);
+    int done = 0, polls = 0;
+    for (;;) {
+        mpi_check(MPI_Test(request, &done, MPI_STATUS_IGNORE), "%s", what);
+        if (done)
+            return;
+        comm->ops->progress(comm);
+        communicator_pause(&polls);
+    }
+}
+
+static void reduce(struct communicator *comm, void *values, int64_t count, MPI_Datatype type, MPI_Op op)
+{
+    if (count < 0 || count > INT_MAX)
+        fatal("a control reduction of %lld numbers", (long long)count);
+    MPI_Request request;
+    int code = MPI_Iallreduce(MPI_IN_PLACE, values, (int)count, type, op, comm->mpi, &request);
+    finish(comm, code, &request, "MPI_Iallreduce of control values");
+}
+
+void control_sum(struct communicator *comm, double *values, int64_t count)
+{
+    reduce(comm, values, count, MPI_DOUBLE, MPI_SUM);
+}
+
+void control_max(struct communicator *comm, double *values, int64_t count)
+{
+    reduce(comm, values, count, MPI_DOUBLE, MPI_MAX);
+}
+
+void control_min(struct communicator *comm, double *values, int64_t count)
+{
+    reduce(comm, values, count, MPI_DOUBLE, MPI_MIN);
+}
+
+void control_sum_uint64(struct communicator *comm, uint64_t *values, int64_t count)
+{
+    reduce(comm, values, count, MPI_UINT64_T, MPI_SUM);
+}
+
+void control_broadcast(struct communicator *comm, void *buffer, size_t bytes, int root)
+{
+    char *part = buffer;
+    while (bytes > 0) {
+        int count = bytes < MAX_BROADCAST ? (int)bytes : MAX_BROADCAST;
+        MPI_Request request;
+        int code = MPI_Ibcast(part, count, MPI_BYTE, root, comm->mpi, &request);
+        finish(comm, code, &request, "MPI_Ibcast of control data");
+        part += count;
+        bytes -= (size_t)count;
+    }
+}
+
+void control_gather(struct communicator *comm, void *all, const void *mine, size_t bytes, int root)
+{
+    if (bytes > INT_MAX)
+        fatal("a control gather of %zu bytes from each rank", bytes);
+    MPI_Request request;
+    int code = MPI_Igather(mine, (int)bytes, MPI_BYTE, all, (int)bytes, MPI_BYTE, root, comm->mpi, &request);
+    finish(comm, code, &request, "MPI_Igather of control data");
+}
+
+void control_barrier(struct communicator *comm)
+{
+    MPI_Request request;
+    int code = MPI_Ibarrier(comm->mpi, &request);
+    finish(comm, code, &request, "MPI_Ibarrier");
+}
