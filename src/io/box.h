@@ -1,0 +1,36 @@
+/* Boxes of a tensor of any number of axes, row-major: cutting them into pieces for transfers, and their digest. */
+#ifndef IO_BOX_H
+#define IO_BOX_H
+
+#include <stdint.h>
+
+enum {
+    BOX_MAX_AXES = 32,
+    BOX_PIECE = 2 << 20 /* elements moved at once: 8 MiB of float32 */
+};
+
+struct box {
+    int axes; /* 0: one value */
+    int64_t start[BOX_MAX_AXES], count[BOX_MAX_AXES];
+};
+
+/* A box from arrays of `axes` numbers; start NULL: from the tensor's first element. */
+struct box box_make(int axes, const int64_t *start, const int64_t *count);
+
+int64_t box_elements(const struct box *box);
+
+/* A box is cut into pieces of at most `most` (>= 1) elements, in order; each is one box. */
+int64_t box_pieces(const struct box *box, int64_t most);
+
+/* Piece n. Returns where its first element lies in memory in which indices of the first axis are `stride` elements
+ * apart and the others are contiguous, in elements from the box's first. */
+int64_t box_piece(const struct box *box, int64_t most, int64_t n, int64_t stride, struct box *piece);
+
+/* Index of the box's first and last element in the whole tensor. */
+int64_t box_first(const struct box *box, const int64_t *shape);
+int64_t box_last(const struct box *box, const int64_t *shape);
+
+/* The box's share of the digest (base/digest.h) of a tensor of this shape, from memory laid out as above. Threaded. */
+uint64_t box_digest(const struct box *box, const int64_t *shape, const float *data, int64_t stride);
+
+#endif

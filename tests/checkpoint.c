@@ -1,0 +1,419 @@
+/* Checkpoints written with one partition of the tensors over the ranks and read with another, on any number of ranks;
+ * failing ranks; keeping and removing files. tests/checkpoint_damage.c has the damaged files. */
+#include "io/checkpoint.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/memory.h"
+#include "base/random.h"
+#include "parallel/agree.h"
+#include "parallel/job.h"
+#include "tap.h"
+
+static const struct checkpoint_tensor tensors[] = {
+    {"/model/embedding/token", 2, {67, 8}},
+    {"/model/blocks/attention/query/weight", 4, {7, 6, 5, 3}},
+    {"/model/blocks/attention/query/bias", 3, {7, 6, 5}},
+    {"/model/blocks/mlp/up/weight", 3, {7, 13, 3}},
+    {"/model/final_norm/bias", 1, {3}},
+    {"/optimizer/first_moment/embedding/token", 2, {67, 8}},
+    {"/optimizer/first_moment/six/axes", 6, {3, 2, 5, 2, 3, 4}},
+};
+enum {
+    TENSORS = sizeof tensors / sizeof tensors[0],
+    MOST_PARTS = 512
+};
+
+enum scheme {
+    ON_ONE_RANK,
+    ROWS,       /* the first axis in blocks, uneven; the last ranks may have none */
+    COLUMNS,    /* the last axis in blocks, rows apart in memory */
+    MIDDLE,     /* the second axis in blocks, rows apart */
+    ROUND,      /* single rows dealt out like cards: several parts of a tensor, others wide apart */
+    REPLICATED, /* all ranks hold everything and take turns to be first */
+    SCHEMES
+};
+
+struct held {
+    struct checkpoint_part parts[MOST_PARTS];
+    float *memory[MOST_PARTS];
+    int64_t size[MOST_PARTS]; /* floats allocated */
+    int count;
+};
+
+static float value(int tensor, int64_t index)
+{
+    float number;
+    uint32_t bits = (uint32_t)random_bits((uint64_t)tensor, (uint64_t)index) & 0x7F7FFFFF; /* finite, also subnormal */
+    memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+static const float untouched = -12345.0f;
+
+static void add(struct held *held, int tensor, int axis, int64_t start, int64_t count, int64_t apart, bool first)
+{
+    struct checkpoint_part *part = &held->parts[held->count];
+    const struct checkpoint_tensor *of = &tensors[tensor];
+    *part = (struct checkpoint_part){.tensor = tensor, .first = first};
+    memcpy(part->count, of->shape, sizeof part->count);
+    part->start[axis] = start;
+    part->count[axis] = count;
+    part->stride = apart;
+    for (int a = 1; a < of->axes; a++)
+        part->stride *= part->count[a];
+    part->stride += apart > 1;
+    int64_t size = part->stride * part->count[0];
+    part->data = allocate((size_t)size, sizeof(float));
+    for (int64_t i = 0; i < size; i++)
+        part->data[i] = untouched;
+    held->memory[held->count] = part->data;
+    held->size[held->count++] = size;
+}
+
+static void hold(struct held *held, enum scheme scheme, const struct communicator *comm)
+{
+    int rank = comm->rank, size = comm->size;
+    held->count = 0;
+    for (int t = 0; t < TENSORS; t++) {
+        const int64_t *shape = tensors[t].shape;
+        int last = tensors[t].axes - 1, middle = last > 0;
+        int64_t rows = (shape[0] + size - 1) / size, from = rows * rank < shape[0] ? rows * rank : shape[0];
+        switch (scheme) {
+        case ON_ONE_RANK:
+            if (rank == size - 1)
+                add(held, t, 0, 0, shape[0], 1, true);
+            break;
+        case ROWS:
+            add(held, t, 0, from, from + rows < shape[0] ? rows : shape[0] - from, 1, true);
+            break;
+        case COLUMNS:
+            add(held, t, last, shape[last] * rank / size, shape[last] * (rank + 1) / size - shape[last] * rank / size,
+                2, true);
+            break;
+        case MIDDLE:
+            add(held, t, middle, shape[middle] * rank / size,
+                shape[middle] * (rank + 1) / size - shape[middle] * rank / size, 1, true);
+            break;
+        case ROUND:
+            for (int64_t row = rank; row < shape[0]; row += size)
+                add(held, t, 0, row, 1, 3, true);
+            break;
+        case REPLICATED:
+            add(held, t, 0, 0, shape[0], 1, t % size == rank);
+            break;
+        case SCHEMES:
+            break;
+        }
+    }
+}
+
+static void release(struct held *held)
+{
+    for (int i = 0; i < held->count; i++)
+        free(held->memory[i]);
+}
+
+/* Fills the parts with the tensors' values, or counts how many floats differ from what they should be. */
+static int64_t visit(struct held *held, bool fill)
+{
+    int64_t wrong = 0;
+    for (int p = 0; p < held->count; p++) {
+        struct checkpoint_part *part = &held->parts[p];
+        const struct checkpoint_tensor *tensor = &tensors[part->tensor];
+        int64_t row = 1;
+        for (int a = 1; a < tensor->axes; a++)
+            row *= part->count[a];
+        for (int64_t i = 0; i < held->size[p]; i++) {
+            int64_t rest = i % part->stride, index = part->start[0] + i / part->stride, place[CHECKPOINT_MAX_AXES];
+            float *element = &held->memory[p][i];
+            if (rest >= row) {
+                wrong += !fill && *element != untouched;
+                continue;
+            }
+            for (int a = tensor->axes - 1; a > 0; a--) {
+                place[a] = part->start[a] + rest % part->count[a];
+                rest /= part->count[a];
+            }
+            for (int a = 1; a < tensor->axes; a++)
+                index = index * tensor->shape[a] + place[a];
+            float expected = value(part->tensor, index);
+            if (fill)
+                *element = expected;
+            else
+                wrong += memcmp(element, &expected, sizeof expected) != 0;
+        }
+    }
+    return wrong;
+}
+
+static char directory[64] = "checkpoint-test-XXXXXX";
+static char window_input[200001];
+
+static struct checkpoint_info example(int64_t step)
+{
+    static double window[3] = {0.1, -2.5e300, 3};
+    static char dataset[] = "corpus.h5", code[] = "v0.1-3-gabcdef";
+    memset(window_input, 'x', sizeof window_input - 1); /* longer than a compact attribute may be */
+    memcpy(window_input, "&run steps = 5 / ! \xC3\xA4", 21);
+    return (struct checkpoint_info){.step = step,
+                                    .samples = (int64_t)1 << 40,
+                                    .seed = -3,
+                                    .input = window_input,
+                                    .dataset = dataset,
+                                    .code = code,
+                                    .outlier_window = window,
+                                    .outlier_count = 3};
+}
+
+static bool same_info(const struct checkpoint_info *a, const struct checkpoint_info *b)
+{
+    return a->step == b->step && a->samples == b->samples && a->seed == b->seed && strcmp(a->input, b->input) == 0 &&
+           strcmp(a->dataset, b->dataset) == 0 && strcmp(a->code, b->code) == 0 &&
+           a->outlier_count == b->outlier_count &&
+           memcmp(a->outlier_window, b->outlier_window, (size_t)a->outlier_count * sizeof(double)) == 0;
+}
+
+/* The whole file's bytes in one number; 0 where there is none. */
+static uint64_t fingerprint(const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    if (!file)
+        return 0;
+    uint64_t sum = 1;
+    for (int byte; (byte = getc_unlocked(file)) != EOF;)
+        sum = random_mix(sum ^ (uint64_t)byte);
+    fclose(file);
+    return sum;
+}
+
+static void any_to_any(struct communicator *world)
+{
+    struct held *held = allocate(1, sizeof *held);
+    struct checkpoint_info info = example(99), read;
+    struct err err;
+    uint64_t first_file = 0;
+    char *path = checkpoint_path(directory, 99);
+    for (enum scheme from = 0; from < SCHEMES; from++) {
+        hold(held, from, world);
+        visit(held, true);
+        int result = checkpoint_write(world, directory, &info, tensors, TENSORS, held->parts, held->count, &err);
+        uint64_t file = world->rank == 0 ? fingerprint(path) : 0;
+        if (from == 0)
+            first_file = file;
+        ok(result == 0 && file == first_file, "scheme %d writes the same bytes", from);
+        if (result < 0)
+            tap_note("%s", err.text);
+        release(held);
+    }
+    for (enum scheme to = 0; to < SCHEMES; to++) {
+        hold(held, to, world);
+        int result = checkpoint_read(world, path, &read, tensors, TENSORS, held->parts, held->count, &err);
+        ok(result == 0 && visit(held, false) == 0 && same_info(&read, &info), "and scheme %d reads them", to);
+        if (result < 0)
+            tap_note("%s", err.text);
+        checkpoint_info_fini(&read);
+        release(held);
+    }
+    free(path);
+    free(held);
+}
+
+/* checkpoint_digest() against an element by element sum. */
+static void digests(struct communicator *world)
+{
+    char *path = checkpoint_path(directory, 99);
+    struct text out = {0};
+    struct err err;
+    int result = world->rank == 0 ? checkpoint_digest(path, &out, &err) : 0;
+    ok(result == 0, "the digests agree with the stored ones");
+    uint64_t whole = 0;
+    bool all = true;
+    for (int t = 0; t < TENSORS && world->rank == 0; t++) {
+        int64_t elements = 1;
+        for (int a = 0; a < tensors[t].axes; a++)
+            elements *= tensors[t].shape[a];
+        uint64_t digest = 0;
+        for (int64_t i = 0; i < elements; i++) {
+            float number = value(t, i);
+            uint32_t bits;
+            memcpy(&bits, &number, sizeof bits);
+            digest += random_mix((uint64_t)(i + 1) * 0x9E3779B97F4A7C15u ^ bits);
+        }
+        whole += random_bits(random_key(0, tensors[t].path), digest);
+        struct text line = {0};
+        text_add(&line, "%016llx  %s\n", (unsigned long long)digest, tensors[t].path);
+        all = all && strstr(text_string(&out), text_string(&line));
+        text_fini(&line);
+    }
+    ok(all, "each tensor's digest is the sum over its elements");
+    char line[64];
+    snprintf(line, sizeof line, "%016llx  whole file\n", (unsigned long long)whole);
+    ok(world->rank > 0 || strstr(text_string(&out), line), "and the whole file's");
+    text_fini(&out);
+    free(path);
+}
+
+static bool same_text(struct communicator *world, const struct err *err)
+{
+    uint64_t hash = 0;
+    for (const char *c = err->text; *c; c++)
+        hash = random_mix(hash ^ (uint64_t)*c);
+    return agree_equal(world, hash) && err->text[0];
+}
+
+static bool is_there(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+static void failures(struct communicator *world)
+{
+    struct held *held = allocate(1, sizeof *held);
+    struct checkpoint_info info = example(99);
+    struct err err = {""};
+    char *path = checkpoint_path(directory, 99), partial[128], blocked[128];
+    snprintf(partial, sizeof partial, "%s.partial", path);
+    uint64_t before = fingerprint(path);
+    hold(held, ROWS, world);
+    visit(held, true);
+
+    snprintf(blocked, sizeof blocked, "%s/folder", path);
+    int result = checkpoint_write(world, blocked, &info, tensors, TENSORS, held->parts, held->count, &err);
+    ok(result < 0 && same_text(world, &err) && strstr(err.text, "Not a directory"), "a folder that cannot be made");
+
+    ok(world->rank > 0 || symlink("/dev/full", partial) == 0, "a disk without room");
+    control_barrier(world);
+    result = checkpoint_write(world, directory, &info, tensors, TENSORS, held->parts, held->count, &err);
+    ok(result < 0 && same_text(world, &err) && strstr(err.text, "No space left"), "is an error: %s", err.text);
+    ok(!is_there(partial) && fingerprint(path) == before, "the older file is untouched, nothing is left behind");
+
+    /* each rank in turn may write only so much of a file; the others must come back with its message */
+    signal(SIGXFSZ, SIG_IGN);
+    for (int bad = 1; bad < world->size; bad++) {
+        err.text[0] = '\0';
+        struct rlimit limit, all;
+        getrlimit(RLIMIT_FSIZE, &all);
+        limit = all;
+        limit.rlim_cur = 20000;
+        if (world->rank == bad)
+            setrlimit(RLIMIT_FSIZE, &limit);
+        result = checkpoint_write(world, directory, &info, tensors, TENSORS, held->parts, held->count, &err);
+        setrlimit(RLIMIT_FSIZE, &all);
+        ok(result < 0 && same_text(world, &err), "rank %d cannot write: all know", bad);
+        tap_note("%s", err.text);
+        ok(!is_there(partial) && fingerprint(path) == before, "the older file is untouched, nothing is left behind");
+    }
+
+    /* parts that do not cover the tensors, and one that leaves its tensor */
+    held->parts[0].first = false;
+    result = checkpoint_write(world, directory, &info, tensors, TENSORS, held->parts, held->count, &err);
+    ok(result < 0 && same_text(world, &err), "elements that nobody writes: %s", err.text);
+    held->parts[0].first = true;
+    held->parts[0].count[0] += world->rank == 0 ? 1000 : 0;
+    result = checkpoint_read(world, path, NULL, tensors, TENSORS, held->parts, held->count, &err);
+    ok(result < 0 && same_text(world, &err), "a part outside its tensor: %s", err.text);
+
+    held->parts[0].count[0] -= world->rank == 0 ? 1000 : 0;
+    result = checkpoint_read(world, "nowhere/x.h5", NULL, tensors, TENSORS, held->parts, held->count, &err);
+    ok(result < 0 && same_text(world, &err) && strstr(err.text, "No such file"), "no file: %s", err.text);
+    release(held);
+    free(path);
+    free(held);
+}
+
+static void touch(const char *name)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", directory, name);
+    FILE *file = fopen(path, "w");
+    if (file)
+        fclose(file);
+}
+
+static void list_is(struct communicator *world, const char *expected, const char *name)
+{
+    struct err err;
+    struct text text = {0};
+    char **paths;
+    int count, result = checkpoint_list(world, directory, &paths, &count, &err);
+    for (int i = 0; i < count; i++)
+        text_add(&text, "%lld ", (long long)checkpoint_step(paths[i]));
+    ok(result == 0, "%s: listed", name);
+    is_text(text_string(&text), expected, "%s", name);
+    text_fini(&text);
+    checkpoint_list_free(paths, count);
+}
+
+static void keeping(struct communicator *world)
+{
+    if (world->rank == 0) {
+        for (int64_t step = 1; step <= 6; step++) {
+            char name[32];
+            snprintf(name, sizeof name, "step-%08d.h5", (int)step);
+            touch(name);
+        }
+        touch("step-00000007.h5.partial");
+        touch("step-100000000.h5"); /* nine digits: newer than all of eight */
+        touch("step-000000010.h5");
+        touch("step-0000010.h5");
+        touch("step-00000010.h5x");
+        touch("step-.h5");
+        touch("step-00000020.h5");
+        touch("other.h5.partial");
+    }
+    control_barrier(world);
+    list_is(world, "100000000 99 20 6 5 4 3 2 1 ", "complete files, newest first");
+    struct err err;
+    ok(checkpoint_prune(world, directory, 0, 0, &err) == 0, "keep all");
+    list_is(world, "100000000 99 20 6 5 4 3 2 1 ", "all are kept");
+    char path[128];
+    snprintf(path, sizeof path, "%s/step-00000007.h5.partial", directory);
+    ok(!is_there(path), "a partial file is removed");
+    ok(checkpoint_prune(world, directory, 2, 3, &err) == 0, "keep two and multiples of three");
+    list_is(world, "100000000 99 6 3 ", "two and the multiples of three are kept");
+    ok(checkpoint_prune(world, directory, 1, 0, &err) == 0, "keep one");
+    list_is(world, "100000000 ", "one is kept");
+    snprintf(path, sizeof path, "%s/other.h5.partial", directory);
+    ok(is_there(path), "others' files stay");
+
+    char **paths;
+    int count;
+    ok(checkpoint_list(world, "no/such/folder", &paths, &count, &err) == 0 && count == 0, "no folder, no files");
+    checkpoint_list_free(paths, count);
+    snprintf(path, sizeof path, "%s/step-00000020.h5", directory);
+    if (world->rank == 0)
+        mkdir(path, 0777);
+    control_barrier(world);
+    ok(checkpoint_prune(world, directory, 1, 0, &err) < 0 && same_text(world, &err), "cannot be removed: %s", err.text);
+    ok(checkpoint_step("x/step-00000020.h5") == 20 && checkpoint_step("step-00000020.h5.partial") == -1 &&
+           checkpoint_step("step-99999999999999999999999.h5") == -1,
+       "the step in a name");
+}
+
+int main(int argc, char **argv)
+{
+    struct job job;
+    job_begin(&argc, &argv, &job);
+    if (job.world->rank == 0 && !mkdtemp(directory))
+        return 1;
+    control_broadcast(job.world, directory, sizeof directory, 0);
+    any_to_any(job.world);
+    digests(job.world);
+    failures(job.world);
+    keeping(job.world);
+    control_barrier(job.world);
+    char command[96];
+    snprintf(command, sizeof command, "rm -rf '%s'", directory);
+    if (job.world->rank == 0 && system(command) != 0)
+        tap_note("%s is left behind", directory);
+    tap_done();
+    job_end(&job);
+    return 0;
+}
