@@ -1,0 +1,117 @@
+#include "model/layer.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/error.h"
+
+struct share share_of(int64_t count, int ranks, int rank)
+{
+    int64_t each = (count + ranks - 1) / ranks;
+    int64_t first = each * rank < count ? each * rank : count;
+    int64_t left = count - first;
+    return (struct share){first, left < each ? left : each};
+}
+
+struct share context_rows(const struct circumstances *circumstances, int64_t rows)
+{
+    if (!circumstances->sequence_parallel)
+        return (struct share){0, rows};
+    return share_of(rows, circumstances->tensor, circumstances->t);
+}
+
+size_t boundary_bytes(const struct boundary *boundary, const struct circumstances *circumstances, int64_t sequences)
+{
+    struct share rows = context_rows(circumstances, sequences * boundary->rows_per_sequence);
+    return (size_t)(rows.count * boundary->width) * sizeof(float);
+}
+
+void context_progress(const struct context *context)
+{
+    if (context->progress)
+        context->progress(context->progress_of);
+}
+
+static void row_counts(const struct context *context, int64_t *counts, int64_t rows, int64_t width)
+{
+    for (int rank = 0; rank < context->tensor->size; rank++)
+        counts[rank] = share_of(rows, context->tensor->size, rank).count * width;
+}
+
+/* The counts of all tensor ranks stand at the start of the scratch. */
+static size_t counts_bytes(const struct communicator *tensor)
+{
+    return ((size_t)tensor->size * sizeof(int64_t) + 63) / 64 * 64;
+}
+
+void context_tensor_sum(const struct context *context, float *mine, float *whole, int64_t rows, int64_t width)
+{
+    struct communicator *tensor = context->tensor;
+    if (tensor->size == 1)
+        return;
+    int64_t *counts = context->tensor_scratch;
+    void *scratch = (char *)context->tensor_scratch + counts_bytes(tensor);
+    if (context->circumstances.sequence_parallel) {
+        row_counts(context, counts, rows, width);
+        tensor->ops->reduce_scatter(tensor, mine, whole, counts, scratch);
+    } else {
+        tensor->ops->all_reduce(tensor, whole, rows * width, scratch);
+    }
+}
+
+const float *context_tensor_gather(const struct context *context, const float *mine, float *whole, int64_t rows,
+                                   int64_t width)
+{
+    if (!context->circumstances.sequence_parallel || context->tensor->size == 1)
+        return mine;
+    int64_t *counts = context->tensor_scratch;
+    row_counts(context, counts, rows, width);
+    context->tensor->ops->all_gather(context->tensor, whole, mine, counts);
+    return whole;
+}
+
+void context_tensor_collect(const struct context *context, float *all, int64_t count)
+{
+    struct communicator *tensor = context->tensor;
+    if (tensor->size == 1)
+        return;
+    int64_t *counts = context->tensor_scratch;
+    for (int rank = 0; rank < tensor->size; rank++)
+        counts[rank] = count;
+    tensor->ops->all_gather(tensor, all, all + tensor->rank * count, counts);
+}
+
+size_t context_tensor_scratch(const struct communicator *tensor, int64_t rows, int64_t width)
+{
+    if (tensor->size == 1)
+        return 0;
+    size_t sum = tensor->ops->sum_scratch(tensor, rows * width, communicator_one_each(tensor));
+    size_t scatter = (size_t)(tensor->size * share_of(rows, tensor->size, 0).count * width) * sizeof(float);
+    return counts_bytes(tensor) + (sum > scatter ? sum : scatter);
+}
+
+void *carve_bytes(struct carve *carve, size_t bytes)
+{
+    void *place = carve->base ? carve->base + carve->used : NULL;
+    carve->used += (bytes + 63) / 64 * 64;
+    return place;
+}
+
+float *carve_floats(struct carve *carve, int64_t count)
+{
+    return carve_bytes(carve, (size_t)count * sizeof(float));
+}
+
+struct parameter *declare_parameter(struct declaration *out, const char *path, int split, const int64_t *shape)
+{
+    if (out->parameter_count == LAYER_MAX_PARAMETERS)
+        fatal("a layer declares more than %d parameters", LAYER_MAX_PARAMETERS);
+    struct parameter *parameter = &out->parameters[out->parameter_count++];
+    *parameter = (struct parameter){.split = split, .initializer = INITIALIZE_ZEROS};
+    snprintf(parameter->path, sizeof parameter->path, "%s", path);
+    while (parameter->axes < PARAMETER_MAX_AXES && shape[parameter->axes]) {
+        parameter->shape[parameter->axes] = shape[parameter->axes];
+        parameter->axes++;
+    }
+    return parameter;
+}

@@ -1,0 +1,227 @@
+#include "model/parameters.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/random.h"
+
+#define LAYER_ALIGNMENT 16 /* elements: 64 bytes */
+
+static int64_t elements_of(const struct parameter *parameter)
+{
+    int64_t elements = 1;
+    for (int axis = 0; axis < parameter->axes; axis++)
+        elements *= parameter->shape[axis];
+    return elements;
+}
+
+bool parameters_same(const struct parameter *a, const struct parameter *b)
+{
+    return a->tied && b->tied && a->index == b->index && strcmp(a->path, b->path) == 0;
+}
+
+/* Numbers every parameter of every layer: numbers[layer * LAYER_MAX_PARAMETERS + i]. Ends of a tie get the number of
+ * the first. Only tied parameters are searched, of which a model has few. */
+static int number_parameters(const struct model *model, int *numbers, bool *owners)
+{
+    struct end {
+        const struct parameter *parameter;
+        int number;
+    } *ends = allocate((size_t)model->layer_count * LAYER_MAX_PARAMETERS, sizeof *ends);
+    int end_count = 0, count = 0;
+    for (int layer = 0; layer < model->layer_count; layer++) {
+        const struct declaration *declaration = &model->declarations[layer];
+        for (int i = 0; i < declaration->parameter_count; i++) {
+            const struct parameter *parameter = &declaration->parameters[i];
+            int at = layer * LAYER_MAX_PARAMETERS + i, end = 0;
+            while (end < end_count && !parameters_same(ends[end].parameter, parameter))
+                end++;
+            owners[at] = !parameter->tied || end == end_count;
+            numbers[at] = owners[at] ? count++ : ends[end].number;
+            if (parameter->tied && end == end_count)
+                ends[end_count++] = (struct end){parameter, numbers[at]};
+        }
+    }
+    free(ends);
+    return count;
+}
+
+static void fill_share(struct parameter_share *share, int tensor, int t)
+{
+    const struct parameter *parameter = share->parameter;
+    share->outer = share->inner = 1;
+    if (parameter->split < 0) {
+        share->inner = elements_of(parameter);
+        share->split = (struct share){0, 1};
+        share->split_size = 1;
+    } else {
+        for (int axis = 0; axis < parameter->split; axis++)
+            share->outer *= parameter->shape[axis];
+        for (int axis = parameter->split + 1; axis < parameter->axes; axis++)
+            share->inner *= parameter->shape[axis];
+        share->split_size = parameter->shape[parameter->split];
+        share->split = share_of(share->split_size, tensor, t);
+    }
+    share->count = share->outer * share->split.count * share->inner;
+}
+
+/* The end of the same tie that an earlier share of this rank holds, or NULL. */
+static const struct parameter_share *earlier_end(const struct parameters *parameters, int before,
+                                                 const struct parameter *parameter)
+{
+    if (!parameter->tied)
+        return NULL;
+    for (int i = 0; i < before; i++)
+        if (parameters_same(parameters->shares[i].parameter, parameter))
+            return &parameters->shares[i];
+    return NULL;
+}
+
+static int64_t align(int64_t offset)
+{
+    return (offset + LAYER_ALIGNMENT - 1) / LAYER_ALIGNMENT * LAYER_ALIGNMENT;
+}
+
+/* Neighbouring shares of equal decay make one range. */
+static void make_ranges(struct parameters *parameters)
+{
+    parameters->ranges = allocate((size_t)parameters->count, sizeof *parameters->ranges);
+    for (int i = 0; i < parameters->count; i++) {
+        const struct parameter_share *share = &parameters->shares[i];
+        if (share->gradient != share->weight || share->count == 0)
+            continue;
+        struct optimizer_range *last =
+            parameters->range_count ? &parameters->ranges[parameters->range_count - 1] : NULL;
+        if (last && last->begin + last->count == share->weight && last->decay == share->parameter->decay)
+            last->count += share->count;
+        else
+            parameters->ranges[parameters->range_count++] =
+                (struct optimizer_range){share->weight, share->count, share->parameter->decay};
+    }
+}
+
+void parameters_create(struct parameters *parameters, const struct model *model, const struct slice *slices,
+                       int slice_count, int tensor, int t)
+{
+    size_t all = (size_t)model->layer_count * LAYER_MAX_PARAMETERS;
+    int *numbers = allocate(all, sizeof *numbers);
+    bool *owners = allocate(all, sizeof *owners);
+    *parameters = (struct parameters){.logical_count = number_parameters(model, numbers, owners)};
+    for (int s = 0; s < slice_count; s++)
+        for (int layer = slices[s].first; layer < slices[s].last; layer++) {
+            parameters->local_layers++;
+            parameters->count += model->declarations[layer].parameter_count;
+        }
+    parameters->shares = allocate((size_t)parameters->count, sizeof *parameters->shares);
+    parameters->layer_first = allocate((size_t)parameters->local_layers + 1, sizeof *parameters->layer_first);
+
+    int count = 0, local = 0;
+    for (int s = 0; s < slice_count; s++)
+        for (int layer = slices[s].first; layer < slices[s].last; layer++) {
+            const struct declaration *declaration = &model->declarations[layer];
+            parameters->layer_first[local++] = count;
+            parameters->weight_elements = align(parameters->weight_elements);
+            for (int i = 0; i < declaration->parameter_count; i++) {
+                struct parameter_share *share = &parameters->shares[count];
+                int at = layer * LAYER_MAX_PARAMETERS + i;
+                *share = (struct parameter_share){.parameter = &declaration->parameters[i],
+                                                  .layer = layer,
+                                                  .stage = slices[s].stage,
+                                                  .logical = numbers[at],
+                                                  .owner = owners[at]};
+                fill_share(share, tensor, t);
+                const struct parameter_share *end = earlier_end(parameters, count, share->parameter);
+                share->weight = end ? end->weight : parameters->weight_elements;
+                share->gradient = end ? -1 : share->weight;
+                parameters->weight_elements += end ? 0 : share->count;
+                count++;
+            }
+        }
+    parameters->layer_first[local] = count;
+    parameters->weight_elements = align(parameters->weight_elements);
+    parameters->gradient_elements = parameters->weight_elements;
+    for (int i = 0; i < count; i++)
+        if (parameters->shares[i].gradient < 0) {
+            parameters->shares[i].gradient = parameters->gradient_elements;
+            parameters->gradient_elements = align(parameters->gradient_elements + parameters->shares[i].count);
+        }
+    make_ranges(parameters);
+    free(numbers);
+    free(owners);
+}
+
+void parameters_destroy(struct parameters *parameters)
+{
+    free(parameters->shares);
+    free(parameters->layer_first);
+    free(parameters->ranges);
+    *parameters = (struct parameters){0};
+}
+
+int parameters_logical(const struct model *model, int layer, int index)
+{
+    size_t all = (size_t)model->layer_count * LAYER_MAX_PARAMETERS;
+    int *numbers = allocate(all, sizeof *numbers);
+    bool *owners = allocate(all, sizeof *owners);
+    number_parameters(model, numbers, owners);
+    int number = numbers[layer * LAYER_MAX_PARAMETERS + index];
+    free(numbers);
+    free(owners);
+    return number;
+}
+
+int64_t parameters_total(const struct model *model)
+{
+    size_t all = (size_t)model->layer_count * LAYER_MAX_PARAMETERS;
+    int *numbers = allocate(all, sizeof *numbers);
+    bool *owners = allocate(all, sizeof *owners);
+    number_parameters(model, numbers, owners);
+    int64_t total = 0;
+    for (int layer = 0; layer < model->layer_count; layer++)
+        for (int i = 0; i < model->declarations[layer].parameter_count; i++)
+            if (owners[layer * LAYER_MAX_PARAMETERS + i])
+                total += elements_of(&model->declarations[layer].parameters[i]);
+    free(numbers);
+    free(owners);
+    return total;
+}
+
+int64_t parameters_in_layers(const struct model *model, int first, int last)
+{
+    int64_t total = 0;
+    for (int layer = first; layer < last; layer++)
+        for (int i = 0; i < model->declarations[layer].parameter_count; i++)
+            total += elements_of(&model->declarations[layer].parameters[i]);
+    return total;
+}
+
+static void initialize_share(const struct parameter_share *share, uint64_t seed, float *weights)
+{
+    const struct parameter *parameter = share->parameter;
+    uint64_t key = random_key(seed, parameter->path);
+    int64_t stacked = parameter->stack_size ? parameter->index * elements_of(parameter) : 0;
+    int64_t run = share->split.count * share->inner; /* consecutive in memory and in the logical tensor */
+    for (int64_t outer = 0; outer < share->outer; outer++) {
+        int64_t logical = stacked + (outer * share->split_size + share->split.first) * share->inner;
+        float *out = weights + share->weight + outer * run;
+        switch (parameter->initializer) {
+        case INITIALIZE_NORMAL:
+            random_normal(key, logical, run, parameter->deviation, out);
+            break;
+        case INITIALIZE_ZEROS:
+        case INITIALIZE_ONES:
+            for (int64_t i = 0; i < run; i++)
+                out[i] = parameter->initializer == INITIALIZE_ONES ? 1 : 0;
+            break;
+        }
+    }
+}
+
+void parameters_initialize(const struct parameters *parameters, uint64_t seed, float *weights)
+{
+    memset(weights, 0, (size_t)parameters->weight_elements * sizeof *weights);
+    for (int i = 0; i < parameters->count; i++)
+        if (parameters->shares[i].gradient == parameters->shares[i].weight)
+            initialize_share(&parameters->shares[i], seed, weights);
+}
