@@ -1,0 +1,245 @@
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "base/trace.h"
+#include "io/dataset.h"
+#include "parallel/agree.h"
+#include "run/metrics.h"
+#include "run/modes.h"
+#include "run/trainer.h"
+
+#define TRACE_CAPACITY (1 << 20) /* spans: 64 MiB */
+
+/* The run as it goes. */
+struct training {
+    const struct job *job;
+    struct settings *settings;
+    struct trainer *trainer;
+    struct dataset *dataset, *validation;
+    struct metrics *metrics; /* on rank 0 */
+    char resumed[SETTINGS_STRING_MAX + 32];
+    int64_t first_step, last_step; /* of this run */
+    double begin, seconds;         /* when the first step began; time in steps */
+    double first_loss, last_loss, validation_loss;
+    double bubbles; /* sum over steps */
+    double peak_memory;
+};
+
+static int64_t tokens_per_step(const struct settings *settings)
+{
+    return settings->pipeline.global_batch * settings->model.sequence;
+}
+
+static void write_step(struct training *t, const struct step_result *step)
+{
+    const struct settings *s = t->settings;
+    int64_t number = trainer_steps_done(t->trainer);
+    double tokens = (double)tokens_per_step(s);
+    if (!t->metrics || number % s->run.log_every != 0)
+        return;
+    metrics_begin(t->metrics, number);
+    metrics_real(t->metrics, "loss", step->loss);
+    metrics_real(t->metrics, "gradient_norm", step->gradient_norm);
+    metrics_real(t->metrics, "learning_rate", step->learning_rate);
+    metrics_count(t->metrics, "tokens", number * tokens_per_step(s));
+    metrics_real(t->metrics, "seconds", step->seconds);
+    metrics_real(t->metrics, "tokens_per_second", tokens / step->seconds);
+    metrics_real(t->metrics, "bubble", step->bubble);
+    metrics_count(t->metrics, "peak_memory_bytes", (int64_t)step->peak_memory);
+    if (s->machine.peak_gflops > 0)
+        metrics_real(t->metrics, "mfu",
+                     trainer_flops_per_step(t->trainer) /
+                         (step->seconds * 1e9 * s->machine.peak_gflops * t->job->world->size));
+    metrics_end(t->metrics);
+}
+
+static void show_step(const struct training *t, const struct step_result *step)
+{
+    int64_t number = trainer_steps_done(t->trainer);
+    double left = (double)(t->last_step - number) * t->seconds / (double)(number - t->first_step + 1);
+    log_progress("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f tokens/s  bubble %.3f  left %s",
+                 (long long)number, (long long)t->settings->run.steps, step->loss, step->gradient_norm,
+                 step->learning_rate, (double)tokens_per_step(t->settings) / step->seconds, step->bubble,
+                 text_duration(left).text);
+}
+
+static void evaluate(struct training *t)
+{
+    const struct settings *s = t->settings;
+    int64_t samples = dataset_samples(t->validation, s->model.sequence), batches = s->run.evaluate_batches;
+    if (batches > 0 && batches <= samples / s->pipeline.global_batch)
+        samples = batches * s->pipeline.global_batch;
+    t->validation_loss = trainer_evaluate(t->trainer, t->validation, samples);
+    log_line("step %lld  validation loss %.4f  (%lld samples)", (long long)trainer_steps_done(t->trainer),
+             t->validation_loss, (long long)samples);
+    if (t->metrics) {
+        metrics_begin(t->metrics, trainer_steps_done(t->trainer));
+        metrics_real(t->metrics, "validation_loss", t->validation_loss);
+        metrics_end(t->metrics);
+    }
+}
+
+/* The loss of a model that knows how often each token comes and nothing else, in nats; over at most the first 64 Mi
+ * tokens. Rank 0 counts. */
+static double unigram_entropy(const struct training *t, struct err *err)
+{
+    enum {
+        CHUNK = 1 << 16
+    };
+    int64_t *counts = allocate((size_t)dataset_vocabulary(t->dataset), sizeof *counts);
+    int32_t *tokens = allocate(CHUNK, sizeof *tokens);
+    int64_t chunks = dataset_samples(t->dataset, CHUNK), total = 0;
+    int64_t length = CHUNK;
+    if (chunks == 0) { /* a short dataset: in samples of the model's length */
+        length = t->settings->model.sequence;
+        chunks = dataset_samples(t->dataset, length);
+    }
+    if (chunks > 1024)
+        chunks = 1024;
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+        if (dataset_read(t->dataset, &chunk, 1, length, 0, tokens, err) < 0)
+            fatal("%s", err->text);
+        for (int64_t i = 0; i < length; i++)
+            counts[tokens[i]]++;
+        total += length;
+    }
+    double entropy = 0;
+    for (int64_t i = 0; i < dataset_vocabulary(t->dataset); i++)
+        if (counts[i] > 0)
+            entropy -= (double)counts[i] / (double)total * log((double)counts[i] / (double)total);
+    free(counts);
+    free(tokens);
+    return entropy;
+}
+
+static void summarize(const struct training *t, struct err *err)
+{
+    const struct settings *s = t->settings;
+    int64_t steps = trainer_steps_done(t->trainer) - t->first_step + 1;
+    if (t->job->world->rank != 0)
+        return;
+    if (steps <= 0) {
+        log_line("Nothing to do: %s is at step %lld of %lld.", t->resumed, (long long)trainer_steps_done(t->trainer),
+                 (long long)s->run.steps);
+        return;
+    }
+    double entropy = unigram_entropy(t, err);
+    const char *unit = dataset_vocabulary(t->dataset) == 256 ? "byte" : "token";
+    log_line("%s", "");
+    log_line("Summary of steps %lld to %lld", (long long)t->first_step, (long long)trainer_steps_done(t->trainer));
+    log_line("  first loss        %.4f nats, %.4f bits per %s", t->first_loss, t->first_loss / log(2), unit);
+    log_line("  last loss         %.4f nats, %.4f bits per %s", t->last_loss, t->last_loss / log(2), unit);
+    if (t->validation && !isnan(t->validation_loss))
+        log_line("  validation loss   %.4f nats, %.4f bits per %s", t->validation_loss, t->validation_loss / log(2),
+                 unit);
+    log_line("  unigram entropy   %.4f nats, %.4f bits per %s: the loss of knowing only how often each %s comes",
+             entropy, entropy / log(2), unit, unit);
+    log_line("  throughput        %.0f tokens/s over %s", (double)(steps * tokens_per_step(s)) / t->seconds,
+             text_duration(t->seconds).text);
+    log_line("  bubble            %.3f measured, (P-1)/(M+P-1) = %.3f", t->bubbles / (double)steps,
+             (s->grid.pipeline - 1.0) / (s->pipeline.microbatches * s->pipeline.chunks + s->grid.pipeline - 1.0));
+    log_line("  peak memory       %s on the rank that held most", text_bytes(t->peak_memory).text);
+    log_line("  metrics           %s/metrics.jsonl", s->run.output);
+    log_line("  resolved input    %s/resolved.nml", s->run.output);
+    if (s->checkpoint.directory[0])
+        log_line("  checkpoint        %s/step-%08lld.h5", s->checkpoint.directory,
+                 (long long)trainer_steps_done(t->trainer));
+    if (trainer_steps_done(t->trainer) < s->run.steps)
+        log_line("Stopped at step %lld of %lld; the same command goes on from here when stop_at is raised.",
+                 (long long)trainer_steps_done(t->trainer), (long long)s->run.steps);
+    else if (s->checkpoint.directory[0])
+        log_line("Next: train on with run.steps=%lld, or evaluate with run.mode=evaluate on any grid.",
+                 (long long)(2 * s->run.steps));
+}
+
+static bool at(int64_t step, int64_t every)
+{
+    return every > 0 && step % every == 0;
+}
+
+/* The steps. EXIT_DONE, or the code to end with. */
+static enum exit_code train(struct training *t, struct err *err)
+{
+    const struct settings *s = t->settings;
+    t->begin = clock_seconds();
+    while (trainer_steps_done(t->trainer) < t->last_step) {
+        int64_t number = trainer_steps_done(t->trainer) + 1;
+        bool traced = s->trace.first_step > 0 && number >= s->trace.first_step && number <= s->trace.last_step;
+        if (traced && !trace_is_open())
+            trace_open(TRACE_CAPACITY);
+        struct step_result step;
+        trainer_step(t->trainer, &step);
+        if (!step.finite) {
+            log_error("step %lld: %s; no weight was changed", (long long)number, step.trouble.text);
+            return EXIT_NONFINITE;
+        }
+        t->seconds += step.seconds;
+        t->bubbles += step.bubble;
+        t->last_loss = step.loss;
+        t->peak_memory = step.peak_memory;
+        if (number == t->first_step)
+            t->first_loss = step.loss;
+        write_step(t, &step);
+        show_step(t, &step);
+        bool last = number == t->last_step;
+        if (s->trace.first_step > 0 && (number == s->trace.last_step || (last && trace_is_open()))) {
+            if (trainer_write_trace(t->trainer, t->begin, err) < 0)
+                return mode_refuse(err);
+            trace_close();
+        }
+        if (t->validation && (at(number, s->run.evaluate_every) || last))
+            evaluate(t);
+        if (s->checkpoint.directory[0] && (at(number, s->checkpoint.every) || last) &&
+            trainer_save(t->trainer, err) < 0) {
+            log_error("%s", err->text);
+            return EXIT_FAILED;
+        }
+    }
+    return EXIT_DONE;
+}
+
+static int prepare(struct training *t, struct err *err)
+{
+    const struct settings *s = t->settings;
+    if (mode_open_dataset(t->job, s, s->data.train, s->pipeline.global_batch, &t->dataset, err) < 0)
+        return -1;
+    if (s->data.validation[0] && mode_open_dataset(t->job, s, s->data.validation, 1, &t->validation, err) < 0)
+        return -1;
+    if (trainer_create(&t->trainer, t->job, t->settings, true, err) < 0 ||
+        mode_resume(t->job, s, t->trainer, true, t->resumed, err) < 0 || mode_write_resolved(t->job, s, err) < 0)
+        return -1;
+    t->first_step = trainer_steps_done(t->trainer) + 1;
+    t->last_step = s->run.stop_at > 0 ? s->run.stop_at : s->run.steps;
+    int result = 0;
+    if (t->job->world->rank == 0)
+        result = metrics_open(&t->metrics, s->run.output, t->first_step - 1, err);
+    return agree(t->job->world, result, err);
+}
+
+enum exit_code mode_train(const struct job *job, struct settings *settings)
+{
+    struct err err = {0};
+    struct training t = {.job = job, .settings = settings, .validation_loss = NAN};
+    enum exit_code code = EXIT_DONE;
+    if (prepare(&t, &err) < 0) {
+        code = mode_refuse(&err);
+    } else {
+        trainer_describe(t.trainer);
+        log_line("dataset      %s, %lld tokens, %lld samples%s%s", settings->data.train,
+                 (long long)dataset_tokens(t.dataset), (long long)dataset_samples(t.dataset, settings->model.sequence),
+                 t.resumed[0] ? "; from " : "", t.resumed);
+        trainer_begin(t.trainer, t.dataset);
+        code = train(&t, &err);
+        if (code == EXIT_DONE)
+            summarize(&t, &err);
+    }
+    trace_close();
+    metrics_close(t.metrics);
+    dataset_close(t.dataset);
+    dataset_close(t.validation);
+    trainer_destroy(t.trainer);
+    return code;
+}

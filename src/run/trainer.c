@@ -1,0 +1,327 @@
+#include <stdlib.h>
+
+#include "base/memory.h"
+#include "parallel/agree.h"
+#include "pipeline/csv.h"
+#include "pipeline/generate.h"
+#include "pipeline/lower.h"
+#include "plan/balance.h"
+#include "run/input_file.h"
+#include "run/trainer_state.h"
+
+static int make_program(struct program *program, struct schedule *computations, struct err *err)
+{
+    if (!computations)
+        return -1;
+    program->schedule = lower_schedule(computations, err);
+    schedule_destroy(computations);
+    if (!program->schedule)
+        return -1;
+    program->validation = validate_schedule(program->schedule, SEND_SLOTS, err);
+    return program->validation ? 0 : -1;
+}
+
+static void program_destroy(struct program *program)
+{
+    executor_destroy(program->executor);
+    validate_destroy(program->validation);
+    schedule_destroy(program->schedule);
+}
+
+/* The computations of the schedule that was asked for; `csv` holds its file where it comes from one. */
+static struct schedule *make_computations(const struct settings *s, const struct text *csv, struct err *err)
+{
+    const char *name = s->pipeline.schedule_file;
+    if (s->pipeline.schedule != SCHEDULE_CSV)
+        return generate_schedule(schedule_names[s->pipeline.schedule], s->grid.pipeline, s->pipeline.chunks,
+                                 s->pipeline.microbatches, err);
+    struct schedule *schedule = csv_parse(name, text_string(csv), csv->length, err);
+    if (schedule &&
+        csv_check(name, schedule, s->grid.pipeline, s->pipeline.chunks, s->pipeline.microbatches, err) < 0) {
+        schedule_destroy(schedule);
+        return NULL;
+    }
+    return schedule;
+}
+
+static int make_schedules(struct trainer *trainer, const struct text *csv, bool training, struct err *err)
+{
+    const struct settings *s = trainer->settings;
+    struct schedule *train = make_computations(s, csv, err);
+    if (!train)
+        return -1;
+    struct schedule *forward =
+        generate_forward_only(s->grid.pipeline, s->pipeline.chunks, train->placement, s->pipeline.microbatches, err);
+    if (!training)
+        schedule_destroy(train);
+    else if (make_program(&trainer->train, train, err) < 0) {
+        schedule_destroy(forward);
+        return s->pipeline.schedule == SCHEDULE_CSV ? err_prefix(err, "%s", s->pipeline.schedule_file) : -1;
+    }
+    return make_program(&trainer->evaluate, forward, err);
+}
+
+/* Cuts the model into stages and writes the cut back into the settings, so that resolved.nml gives the same run. */
+static int cut_model(struct trainer *trainer, struct settings *settings, struct err *err)
+{
+    const struct schedule *schedule = trainer->evaluate.schedule;
+    const struct model *model = &trainer->model;
+    trainer->first_layer = allocate((size_t)schedule->stages + 1, sizeof *trainer->first_layer);
+    trainer->stage_of_layer = allocate((size_t)model->layer_count, sizeof *trainer->stage_of_layer);
+    if (balance_stages(settings, model, &trainer->context.circumstances, schedule->stages, trainer->first_layer, err) <
+        0)
+        return -1;
+    struct settings_list *list = &settings->pipeline.stage_layers;
+    free(list->items);
+    list->items = allocate((size_t)schedule->stages, sizeof *list->items);
+    list->count = schedule->stages;
+    for (int stage = 0; stage < schedule->stages; stage++)
+        for (int layer = trainer->first_layer[stage]; layer < trainer->first_layer[stage + 1]; layer++) {
+            trainer->stage_of_layer[layer] = stage;
+            list->items[stage] += model->block[layer];
+        }
+    settings->pipeline.balance = BALANCE_EXPLICIT;
+    return 0;
+}
+
+/* This rank's stages under one program. */
+static struct stage **make_stages(struct trainer *trainer, const struct program *program, const struct slice *slices)
+{
+    int chunks = program->schedule->chunks, local_layer = 0;
+    struct stage **stages = allocate((size_t)chunks, sizeof(struct stage *));
+    for (int chunk = 0; chunk < chunks; chunk++) {
+        struct circumstances circumstances = trainer->context.circumstances;
+        circumstances.live = program->validation->peak_sets[slices[chunk].stage];
+        stages[chunk] =
+            stage_create(&trainer->model, slices[chunk], &circumstances,
+                         footprint_splits(program->schedule, slices[chunk].stage), &trainer->parameters, local_layer);
+        local_layer += slices[chunk].last - slices[chunk].first;
+        const struct stage_bytes *bytes = stage_bytes(stages[chunk]);
+        if (bytes->workspace > trainer->workspace_bytes)
+            trainer->workspace_bytes = bytes->workspace;
+        size_t scratch = context_tensor_scratch(trainer->grid.tensor_group, bytes->tensor_rows, bytes->tensor_width);
+        if (scratch > trainer->tensor_scratch_bytes)
+            trainer->tensor_scratch_bytes = scratch;
+    }
+    return stages;
+}
+
+static int make_executor(struct trainer *trainer, struct program *program, struct stage **stages, struct err *err)
+{
+    program->executor = executor_create(&trainer->grid, program->schedule, program->validation, stages, &trainer->model,
+                                        &trainer->context, err);
+    return program->executor ? 0 : -1;
+}
+
+static void make_parts(struct trainer *trainer, bool training)
+{
+    const struct schedule *schedule = trainer->evaluate.schedule;
+    struct slice *slices = allocate((size_t)schedule->chunks, sizeof *slices);
+    for (int chunk = 0; chunk < schedule->chunks; chunk++) {
+        int stage = schedule_stage_of(schedule, trainer->grid.p, chunk);
+        slices[chunk] = (struct slice){stage, trainer->first_layer[stage], trainer->first_layer[stage + 1]};
+    }
+    parameters_create(&trainer->parameters, &trainer->model, slices, schedule->chunks, trainer->grid.tensor,
+                      trainer->grid.t);
+    trainer->forward_stages = make_stages(trainer, &trainer->evaluate, slices);
+    if (training)
+        trainer->stages = make_stages(trainer, &trainer->train, slices);
+    free(slices);
+}
+
+static void *take(const struct trainer *trainer, size_t bytes, const char *what, struct err *err)
+{
+    if (bytes == 0)
+        return NULL;
+    void *memory = trainer->context.device->allocate(bytes);
+    if (!memory && !err->text[0])
+        err_set(err,
+                "%s: not enough memory for %s, %s; this rank needs %s: weights %s, gradients %s, moments %s, "
+                "activations %s, buffers %s, workspace %s",
+                error_place(), what, text_bytes((double)bytes).text,
+                text_bytes((double)footprint_total(&trainer->memory)).text,
+                text_bytes((double)trainer->memory.weights).text, text_bytes((double)trainer->memory.gradients).text,
+                text_bytes((double)trainer->memory.moments).text, text_bytes((double)trainer->memory.activations).text,
+                text_bytes((double)trainer->memory.buffers).text, text_bytes((double)trainer->memory.workspace).text);
+    return memory;
+}
+
+/* Evaluation and training take turns in the same activation memory. */
+static void count_memory(struct trainer *trainer, bool training)
+{
+    struct footprint forward = {0};
+    struct footprint *memory = &trainer->memory;
+    memory->weights = (size_t)trainer->parameters.weight_elements * sizeof(float);
+    trainer->activation_bytes = executor_bytes(trainer->evaluate.executor, &forward);
+    if (training) {
+        memory->gradients = (size_t)trainer->parameters.gradient_elements * sizeof(float);
+        memory->moments = 2 * memory->weights;
+        size_t bytes = executor_bytes(trainer->train.executor, memory);
+        if (bytes > trainer->activation_bytes)
+            trainer->activation_bytes = bytes;
+        else
+            memory->activations += trainer->activation_bytes - bytes;
+        trainer->scratch_bytes = gradients_bytes(trainer->gradients);
+    } else {
+        memory->activations = forward.activations;
+        memory->buffers = forward.buffers;
+    }
+    memory->buffers += trainer->scratch_bytes + trainer->tensor_scratch_bytes;
+    memory->workspace = trainer->workspace_bytes;
+}
+
+static int take_memory(struct trainer *trainer, bool training, struct err *err)
+{
+    const struct footprint *memory = &trainer->memory;
+    err->text[0] = 0;
+    trainer->weights = take(trainer, memory->weights, "weights", err);
+    trainer->activations = take(trainer, trainer->activation_bytes, "activations", err);
+    trainer->context.workspace = take(trainer, trainer->workspace_bytes, "workspace", err);
+    trainer->context.tensor_scratch = take(trainer, trainer->tensor_scratch_bytes, "tensor-parallel sums", err);
+    if (training) {
+        trainer->gradient_arena = take(trainer, memory->gradients, "gradients", err);
+        trainer->first_moment = take(trainer, memory->weights, "first moments", err);
+        trainer->second_moment = take(trainer, memory->weights, "second moments", err);
+        trainer->scratch = take(trainer, trainer->scratch_bytes, "gradient sums", err);
+    }
+    return err->text[0] ? -1 : 0;
+}
+
+static void attach(struct trainer *trainer, bool training)
+{
+    const struct device *device = trainer->context.device;
+    int chunks = trainer->evaluate.schedule->chunks;
+    for (int chunk = 0; chunk < chunks; chunk++)
+        stage_attach(trainer->forward_stages[chunk], trainer->weights, NULL);
+    executor_attach(trainer->evaluate.executor, trainer->activations, &trainer->context);
+    if (!training)
+        return;
+    for (int chunk = 0; chunk < chunks; chunk++)
+        stage_attach(trainer->stages[chunk], trainer->weights, trainer->gradient_arena);
+    executor_attach(trainer->train.executor, trainer->activations, &trainer->context);
+    gradients_attach(trainer->gradients, trainer->gradient_arena, trainer->scratch);
+    device->zero(trainer->context.stream, trainer->gradient_arena, trainer->memory.gradients); /* gaps stay 0 */
+    device->zero(trainer->context.stream, trainer->first_moment, trainer->memory.weights);
+    device->zero(trainer->context.stream, trainer->second_moment, trainer->memory.weights);
+}
+
+static void make_batches(struct trainer *trainer, bool training)
+{
+    const struct settings *s = trainer->settings;
+    struct batch_shape shape = {.microbatches = s->pipeline.microbatches,
+                                .microbatch_size = s->pipeline.microbatch_size,
+                                .sequence = trainer->model.sequence,
+                                .data = trainer->grid.data,
+                                .d = trainer->grid.d};
+    for (int field = 0; field < EXECUTOR_FIELDS; field++)
+        shape.reads[field] = executor_reads(trainer->evaluate.executor, field);
+    batch_create(&trainer->evaluation_batch, &shape);
+    for (int i = 0; i < 2 && training; i++)
+        batch_create(&trainer->batches[i], &shape);
+    trainer->losses = allocate((size_t)(shape.microbatch_size * shape.sequence), sizeof *trainer->losses);
+    /* Squares of every logical parameter, losses of the data ranks, and three numbers of each rank. */
+    trainer->vector_count =
+        (int64_t)trainer->parameters.logical_count * trainer->grid.tensor + trainer->grid.data + 3 * trainer->grid.size;
+    trainer->vector = allocate((size_t)trainer->vector_count, sizeof *trainer->vector);
+}
+
+static int create(struct trainer *trainer, struct settings *settings, const struct text *csv, bool training,
+                  struct err *err)
+{
+    if (model_create(&trainer->model, settings, err) < 0 || make_schedules(trainer, csv, training, err) < 0 ||
+        cut_model(trainer, settings, err) < 0)
+        return -1;
+    trainer->context.loss_scale = 1 / ((double)settings->pipeline.global_batch * (double)trainer->model.sequence);
+    make_parts(trainer, training);
+    return 0;
+}
+
+int trainer_create(struct trainer **out, const struct job *job, struct settings *settings, bool training,
+                   struct err *err)
+{
+    struct trainer *trainer = allocate(1, sizeof *trainer);
+    trainer->settings = settings;
+    *out = trainer;
+    grid_open(&trainer->grid, job->world, settings->grid.pipeline, settings->grid.data, settings->grid.tensor);
+    if (settings->run.threads == 0) {
+        const char *openmp = getenv("OMP_NUM_THREADS");
+        int cores = job_cores(job);
+        settings->run.threads = openmp && atoi(openmp) > 0 ? atoi(openmp) : cores;
+    }
+    const struct device *device = device_cpu(settings->run.threads);
+    trainer->context = (struct context){.device = device,
+                                        .stream = device->stream_open(),
+                                        .tensor = trainer->grid.tensor_group,
+                                        .circumstances = {.sequences = settings->pipeline.microbatch_size,
+                                                          .tensor = trainer->grid.tensor,
+                                                          .t = trainer->grid.t,
+                                                          .sequence_parallel = settings->grid.sequence_parallel,
+                                                          .recompute = settings->pipeline.recompute,
+                                                          .device = device,
+                                                          .live = 1}};
+    struct text csv = {0};
+    int result = 0;
+    if (settings->pipeline.schedule == SCHEDULE_CSV)
+        result = input_file_read(job->world, settings->pipeline.schedule_file, &csv, err);
+    if (result == 0)
+        result = agree(job->world, create(trainer, settings, &csv, training, err), err);
+    text_fini(&csv);
+    if (result < 0)
+        return -1;
+    if (training)
+        trainer->gradients =
+            gradients_create(&trainer->grid, device, trainer->context.stream, &trainer->parameters, &trainer->model,
+                             trainer->stage_of_layer, trainer->train.schedule, settings->grid.sequence_parallel);
+    result = make_executor(trainer, &trainer->evaluate, trainer->forward_stages, err);
+    if (result == 0 && training)
+        result = make_executor(trainer, &trainer->train, trainer->stages, err);
+    if (agree(job->world, result, err) < 0)
+        return -1;
+    count_memory(trainer, training);
+    if (agree(job->world, take_memory(trainer, training, err), err) < 0)
+        return -1;
+    attach(trainer, training);
+    make_batches(trainer, training);
+    parameters_initialize(&trainer->parameters, (uint64_t)settings->run.seed, trainer->weights);
+    return 0;
+}
+
+static void destroy_stages(struct stage **stages, int chunks)
+{
+    for (int chunk = 0; stages && chunk < chunks; chunk++)
+        stage_destroy(stages[chunk]);
+    free(stages);
+}
+
+void trainer_destroy(struct trainer *trainer)
+{
+    if (!trainer)
+        return;
+    const struct device *device = trainer->context.device;
+    int chunks = trainer->evaluate.schedule ? trainer->evaluate.schedule->chunks : 0;
+    gradients_destroy(trainer->gradients);
+    program_destroy(&trainer->train);
+    program_destroy(&trainer->evaluate);
+    destroy_stages(trainer->stages, chunks);
+    destroy_stages(trainer->forward_stages, chunks);
+    parameters_destroy(&trainer->parameters);
+    device->release(trainer->weights, trainer->memory.weights);
+    device->release(trainer->gradient_arena, trainer->memory.gradients);
+    device->release(trainer->first_moment, trainer->memory.weights);
+    device->release(trainer->second_moment, trainer->memory.weights);
+    device->release(trainer->activations, trainer->activation_bytes);
+    device->release(trainer->scratch, trainer->scratch_bytes);
+    device->release(trainer->context.workspace, trainer->workspace_bytes);
+    device->release(trainer->context.tensor_scratch, trainer->tensor_scratch_bytes);
+    for (int i = 0; i < 2; i++)
+        batch_destroy(&trainer->batches[i]);
+    batch_destroy(&trainer->evaluation_batch);
+    model_destroy(&trainer->model);
+    device->stream_close(trainer->context.stream);
+    grid_close(&trainer->grid);
+    free(trainer->first_layer);
+    free(trainer->stage_of_layer);
+    free(trainer->vector);
+    free(trainer->losses);
+    free(trainer);
+}

@@ -1,0 +1,57 @@
+/* Everything that one rank needs to train or evaluate: made once from the settings, all memory allocated before the
+ * first step. The modes drive it. */
+#ifndef RUN_TRAINER_H
+#define RUN_TRAINER_H
+
+#include "base/settings.h"
+#include "io/dataset.h"
+#include "parallel/grid.h"
+#include "parallel/job.h"
+#include "plan/footprint.h"
+
+struct trainer;
+
+/* What a step did; the same on all ranks. */
+struct step_result {
+    double loss;          /* nats per token, mean over the global batch */
+    double gradient_norm; /* before clipping */
+    double learning_rate;
+    double seconds;
+    double bubble;      /* measured: 1 - busy time / (ranks * time from the step's start to the last backward) */
+    double peak_memory; /* bytes, of the rank that holds most */
+    bool finite;        /* false: nothing was updated, `trouble` says what was not finite and where */
+    struct err trouble;
+};
+
+/* For evaluation alone (`training` false) there are no gradients, moments or training schedule. `settings` were
+ * checked; stage_layers and balance are filled in as they were decided. Collective over the job: all ranks get the
+ * trainer, or all -1 and the same text. */
+int trainer_create(struct trainer **trainer, const struct job *job, struct settings *settings, bool training,
+                   struct err *err);
+void trainer_destroy(struct trainer *trainer); /* collective; NULL is allowed */
+
+/* Says on rank 0 what will run: grid, stages, parameters, memory, batch. */
+void trainer_describe(const struct trainer *trainer);
+
+/* Weights and moments from a checkpoint; `whole` takes the moments, step and consumed samples too. Collective. */
+int trainer_load(struct trainer *trainer, const char *path, bool whole, struct err *err);
+
+/* Writes a checkpoint of the present step into &checkpoint directory and removes old ones. Collective. */
+int trainer_save(struct trainer *trainer, struct err *err);
+
+/* Which dataset the steps read; reads the first batch. */
+void trainer_begin(struct trainer *trainer, struct dataset *dataset);
+
+/* Runs the next optimizer step. Collective. */
+void trainer_step(struct trainer *trainer, struct step_result *result);
+
+/* Mean loss over the first `samples` samples of the dataset, each token once. Collective. */
+double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_t samples);
+
+/* Gathers the trace of all ranks and writes it; rank 0 writes. Collective. */
+int trainer_write_trace(struct trainer *trainer, double origin, struct err *err);
+
+int64_t trainer_steps_done(const struct trainer *trainer);
+double trainer_flops_per_step(const struct trainer *trainer); /* of the model on all ranks, without recomputation */
+
+#endif

@@ -1,0 +1,98 @@
+#include <math.h>
+#include <stdlib.h>
+
+#include "base/log.h"
+#include "base/memory.h"
+#include "pipeline/simulate.h"
+#include "plan/balance.h"
+#include "run/trainer_state.h"
+
+int64_t trainer_steps_done(const struct trainer *trainer)
+{
+    return trainer->step;
+}
+
+double trainer_flops_per_step(const struct trainer *trainer)
+{
+    const struct settings *s = trainer->settings;
+    struct circumstances circumstances = trainer->context.circumstances;
+    circumstances.recompute = RECOMPUTE_NONE;
+    return balance_operations(&trainer->model, &circumstances, 0, trainer->model.layer_count) *
+           s->pipeline.microbatches * s->grid.data * s->grid.tensor;
+}
+
+/* The bubble that the schedule has when every layer takes as long as its operations say and messages take no time. */
+static double predicted_bubble(const struct trainer *trainer)
+{
+    const struct schedule *schedule = trainer->train.schedule;
+    double *costs = allocate((size_t)schedule->stages * 4, sizeof *costs);
+    double *forward = costs, *input = costs + schedule->stages, *weight = input + schedule->stages,
+           *message = weight + schedule->stages;
+    for (int layer = 0; layer < trainer->model.layer_count; layer++) {
+        const struct layer *item = &trainer->model.layers[layer];
+        struct layer_costs cost = item->kind->costs(item, &trainer->context.circumstances);
+        forward[trainer->stage_of_layer[layer]] += cost.forward;
+        input[trainer->stage_of_layer[layer]] += cost.input_gradient;
+        weight[trainer->stage_of_layer[layer]] += cost.weight_gradient;
+    }
+    struct err err;
+    struct simulation *simulation =
+        simulate_schedule(schedule, &(struct simulate_costs){forward, input, weight, message}, &err);
+    double bubble = simulation ? simulation->bubble : NAN;
+    simulate_destroy(simulation);
+    free(costs);
+    return bubble;
+}
+
+static void describe_stages(const struct trainer *trainer, const double *memory)
+{
+    const struct schedule *schedule = trainer->evaluate.schedule;
+    const struct model *model = &trainer->model;
+    double all = balance_operations(model, &trainer->context.circumstances, 0, model->layer_count);
+    for (int stage = 0; stage < schedule->stages; stage++) {
+        int first = trainer->first_layer[stage], last = trainer->first_layer[stage + 1], blocks = 0;
+        for (int layer = first; layer < last; layer++)
+            blocks += model->block[layer];
+        int p = schedule_rank_of(schedule, stage);
+        log_line("stage %-6d %s%d block%s%s, %lld parameters, %.1f%% of the operations; rank %d holds %s", stage,
+                 first == 0 ? "embedding, " : "", blocks, blocks == 1 ? "" : "s",
+                 last == model->layer_count ? ", head" : "", (long long)parameters_in_layers(model, first, last),
+                 100 * balance_operations(model, &trainer->context.circumstances, first, last) / all,
+                 grid_rank(&trainer->grid, p, 0, 0), text_bytes(memory[grid_rank(&trainer->grid, p, 0, 0)]).text);
+    }
+}
+
+void trainer_describe(const struct trainer *trainer)
+{
+    const struct settings *s = trainer->settings;
+    const struct grid *grid = &trainer->grid;
+    double mine = (double)footprint_total(&trainer->memory), *memory = allocate((size_t)grid->size, sizeof *memory);
+    control_gather(grid->world, memory, &mine, sizeof mine, 0);
+    if (grid->rank == 0) {
+        log_line("ppmodel      %s of a %s: %d layers, hidden %d, %d heads, sequence %d, vocabulary %d, %lld parameters",
+                 mode_names[s->run.mode], family_names[s->model.family], s->model.layers, s->model.hidden,
+                 s->model.heads, s->model.sequence, s->model.vocabulary, (long long)parameters_total(&trainer->model));
+        log_line("grid         %d ranks: pipeline %d x data %d x tensor %d, %d thread%s each, device %s, %s",
+                 grid->size, grid->pipeline, grid->data, grid->tensor, s->run.threads, s->run.threads == 1 ? "" : "s",
+                 trainer->context.device->name, precision_names[s->run.precision]);
+        describe_stages(trainer, memory);
+        if (trainer->train.schedule) {
+            log_line("schedule     %s, %d microbatches of %d sequences, recompute %s; bubble %.3f expected",
+                     schedule_names[s->pipeline.schedule], s->pipeline.microbatches, s->pipeline.microbatch_size,
+                     recompute_names[s->pipeline.recompute], predicted_bubble(trainer));
+            if (!trainer->train.validation->ascending)
+                log_line("             %s accumulates gradients in another order than ascending microbatches: results "
+                         "agree with other schedules to rounding, not to the bit",
+                         s->pipeline.schedule_file);
+            log_line("step         %lld sequences, %lld tokens; first loss expected near ln(vocabulary) = %.4f",
+                     (long long)s->pipeline.global_batch, (long long)(s->pipeline.global_batch * s->model.sequence),
+                     log(s->model.vocabulary));
+        }
+        log_verbose(
+            "memory       rank 0: weights %s, gradients %s, moments %s, activations %s, buffers %s, workspace %s",
+            text_bytes((double)trainer->memory.weights).text, text_bytes((double)trainer->memory.gradients).text,
+            text_bytes((double)trainer->memory.moments).text, text_bytes((double)trainer->memory.activations).text,
+            text_bytes((double)trainer->memory.buffers).text, text_bytes((double)trainer->memory.workspace).text);
+    }
+    free(memory);
+}

@@ -1,0 +1,116 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/trace.h"
+#include "parallel/agree.h"
+#include "run/snapshot.h"
+#include "run/trainer_state.h"
+#include "version.h"
+
+static int trees_of(const struct trainer *trainer, bool optimizer, bool gradients, struct snapshot_tree *trees)
+{
+    int count = 0;
+    trees[count++] = (struct snapshot_tree){"/model", trainer->weights};
+    if (optimizer) {
+        trees[count++] = (struct snapshot_tree){"/optimizer/first_moment", trainer->first_moment};
+        trees[count++] = (struct snapshot_tree){"/optimizer/second_moment", trainer->second_moment};
+    }
+    if (gradients)
+        trees[count++] = (struct snapshot_tree){"/gradients", trainer->gradient_arena};
+    return count;
+}
+
+int trainer_load(struct trainer *trainer, const char *path, bool whole, struct err *err)
+{
+    struct snapshot_tree trees[4];
+    struct snapshot snapshot;
+    struct checkpoint_info info = {0};
+    int count = trees_of(trainer, whole, false, trees);
+    snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->grid, trees, count);
+    int result = checkpoint_read(trainer->grid.world, path, whole ? &info : NULL, snapshot.tensors,
+                                 snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
+    if (result == 0 && whole) {
+        trainer->step = info.step;
+        trainer->samples = info.samples;
+        if (info.seed != trainer->settings->run.seed)
+            result = err_set(err, "%s was written with &run seed = %lld, but seed = %lld is given", path,
+                             (long long)info.seed, (long long)trainer->settings->run.seed);
+    }
+    checkpoint_info_fini(&info);
+    snapshot_destroy(&snapshot);
+    return result;
+}
+
+int trainer_save(struct trainer *trainer, struct err *err)
+{
+    const struct settings *s = trainer->settings;
+    struct snapshot_tree trees[4];
+    struct snapshot snapshot;
+    int count = trees_of(trainer, true, s->checkpoint.gradients, trees);
+    snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->grid, trees, count);
+    struct text input = {0};
+    settings_print(s, &input);
+    struct checkpoint_info info = {.step = trainer->step,
+                                   .samples = trainer->samples,
+                                   .seed = s->run.seed,
+                                   .input = copy_text(text_string(&input)),
+                                   .dataset = copy_text(s->data.train),
+                                   .code = copy_text(PPMODEL_VERSION)};
+    error_set_activity("CHECKPOINT");
+    int result = checkpoint_write(trainer->grid.world, s->checkpoint.directory, &info, snapshot.tensors,
+                                  snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
+    if (result == 0)
+        result = checkpoint_prune(trainer->grid.world, s->checkpoint.directory, s->checkpoint.keep,
+                                  s->checkpoint.keep_every, err);
+    error_set_activity(NULL);
+    checkpoint_info_fini(&info);
+    text_fini(&input);
+    snapshot_destroy(&snapshot);
+    return result;
+}
+
+/* Rank 0 writes the ranks' texts one after another. */
+static int write_texts(const struct trainer *trainer, const struct text *mine, struct err *err)
+{
+    const struct grid *grid = &trainer->grid;
+    struct communicator *world = grid->world;
+    uint64_t bytes = mine->length, *all = allocate((size_t)grid->size, sizeof *all);
+    control_gather(world, all, &bytes, sizeof bytes, 0);
+    int result = 0;
+    if (grid->rank != 0) {
+        world->ops->wait(world->ops->send(world, text_string(mine), bytes, 0, 0));
+    } else {
+        struct text path = {0};
+        text_add(&path, "%s/%s", trainer->settings->run.output, trainer->settings->trace.file);
+        FILE *file = fopen(text_string(&path), "w");
+        bool good = file && fputs("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n", file) >= 0 &&
+                    fwrite(text_string(mine), 1, bytes, file) == bytes;
+        for (int rank = 1; rank < grid->size; rank++) {
+            char *text = allocate((size_t)all[rank], 1);
+            world->ops->wait(world->ops->receive(world, text, all[rank], rank, 0));
+            good = good && fwrite(text, 1, all[rank], file) == all[rank];
+            free(text);
+        }
+        good = good && fputs("{\"ph\":\"M\",\"pid\":0,\"name\":\"trace_end\"}]}\n", file) >= 0;
+        if (!file || fclose(file) != 0 || !good)
+            result = err_set(err, "cannot write %s: %s", text_string(&path), strerror(errno));
+        text_fini(&path);
+    }
+    free(all);
+    return agree(world, result, err);
+}
+
+int trainer_write_trace(struct trainer *trainer, double origin, struct err *err)
+{
+    const struct grid *grid = &trainer->grid;
+    char name[64];
+    snprintf(name, sizeof name, "rank %d (p%d d%d t%d)", grid->rank, grid->p, grid->d, grid->t);
+    struct text mine = {0};
+    trace_print(&mine, grid->rank, name, origin);
+    int result = write_texts(trainer, &mine, err);
+    text_fini(&mine);
+    return result;
+}

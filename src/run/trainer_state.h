@@ -1,0 +1,47 @@
+/* The trainer's own state, shared by its three files: trainer.c makes it, trainer_step.c runs it, trainer_files.c moves
+ * it to and from files. */
+#ifndef RUN_TRAINER_STATE_H
+#define RUN_TRAINER_STATE_H
+
+#include "run/batch.h"
+#include "run/executor.h"
+#include "run/gradients.h"
+#include "run/trainer.h"
+
+/* A schedule, proven, with its interpreter. */
+struct program {
+    struct schedule *schedule;
+    struct validation *validation;
+    struct executor *executor;
+};
+
+struct trainer {
+    const struct settings *settings;
+    struct grid grid;
+    struct context context;
+    struct model model;
+    int *first_layer;    /* [stages + 1] */
+    int *stage_of_layer; /* [layers] */
+    struct parameters parameters;
+    struct stage **stages;         /* [chunks] of this rank, for training */
+    struct stage **forward_stages; /* [chunks] the same slices, for evaluation */
+    struct program train, evaluate;
+    struct gradients *gradients;
+
+    struct footprint memory;
+    float *weights, *gradient_arena, *first_moment, *second_moment;
+    char *activations, *scratch;
+    size_t activation_bytes, scratch_bytes, workspace_bytes, tensor_scratch_bytes;
+
+    struct batch batches[2]; /* the present step's and the next one's */
+    int present;
+    struct batch evaluation_batch;
+    struct dataset *dataset;
+    struct sample_order order;
+    int64_t step, samples; /* done, consumed */
+    double *vector;        /* what ranks tell each other in a step */
+    int64_t vector_count;
+    float *losses; /* [microbatch rows] in host memory */
+};
+
+#endif

@@ -1,0 +1,229 @@
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "base/log.h"
+#include "base/trace.h"
+#include "model/learning_rate.h"
+#include "run/trainer_state.h"
+
+#define NO_END INT64_MAX
+
+static void layer_done(void *of, int local_layer)
+{
+    struct trainer *trainer = of;
+    gradients_layer_done(trainer->gradients, local_layer);
+}
+
+static void progress(void *of)
+{
+    struct trainer *trainer = of;
+    gradients_progress(trainer->gradients);
+}
+
+/* While the first messages are on their way the next step's batch is read. */
+static void read_next_batch(void *of)
+{
+    struct trainer *trainer = of;
+    if (trainer->step + 1 < trainer->settings->run.steps)
+        batch_read(&trainer->batches[1 - trainer->present], trainer->dataset, &trainer->order,
+                   trainer->samples + trainer->settings->pipeline.global_batch, NO_END);
+}
+
+void trainer_begin(struct trainer *trainer, struct dataset *dataset)
+{
+    trainer->dataset = dataset;
+    trainer->order = (struct sample_order){.samples = dataset_samples(dataset, trainer->model.sequence),
+                                           .seed = (uint64_t)trainer->settings->run.seed,
+                                           .shuffle = trainer->settings->data.shuffle};
+    if (trainer->step < trainer->settings->run.steps)
+        batch_read(&trainer->batches[trainer->present], dataset, &trainer->order, trainer->samples, NO_END);
+}
+
+/* Sum of this rank's losses; 0 on ranks without the loss, and on all but one of the tensor ranks, which have the same.
+ */
+static double sum_losses(struct trainer *trainer, const struct executor *executor, const struct batch *batch)
+{
+    const struct device *device = trainer->context.device;
+    double sum = 0;
+    for (int m = 0; m < batch->shape.microbatches; m++) {
+        const float *losses = executor_losses(executor, m);
+        int64_t rows = batch->sequences[m] * batch->shape.sequence;
+        if (!losses || trainer->grid.t != 0 || rows == 0)
+            continue;
+        device->copy(trainer->context.stream, trainer->losses, losses, (size_t)rows * sizeof(float));
+        device->stream_wait(trainer->context.stream);
+        for (int64_t row = 0; row < rows; row++)
+            sum += trainer->losses[row];
+    }
+    return sum;
+}
+
+/* The parts of the vector that the ranks exchange in a step; each entry is written by one rank and 0 elsewhere. */
+struct exchange {
+    double *squares;       /* [logical parameters, T] */
+    double *losses;        /* [D] */
+    double *busy;          /* [ranks] seconds */
+    double *last_backward; /* [ranks] seconds since the step's start */
+    double *memory;        /* [ranks] bytes */
+};
+
+static struct exchange exchange_of(const struct trainer *trainer)
+{
+    struct exchange x;
+    x.squares = trainer->vector;
+    x.losses = x.squares + (int64_t)trainer->parameters.logical_count * trainer->grid.tensor;
+    x.busy = x.losses + trainer->grid.data;
+    x.last_backward = x.busy + trainer->grid.size;
+    x.memory = x.last_backward + trainer->grid.size;
+    return x;
+}
+
+static double peak_memory(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (double)usage.ru_maxrss * 1024 : 0;
+}
+
+/* The first layer of the model that holds a logical parameter, and which of its parameters that is. */
+static const struct parameter *find_logical(const struct trainer *trainer, int logical, int *layer)
+{
+    const struct model *model = &trainer->model;
+    for (*layer = 0; *layer < model->layer_count; ++*layer)
+        for (int i = 0; i < model->declarations[*layer].parameter_count; i++)
+            if (parameters_logical(model, *layer, i) == logical)
+                return &model->declarations[*layer].parameters[i];
+    return NULL;
+}
+
+/* What is not finite, and where. Returns false when something is. */
+static bool check_finite(const struct trainer *trainer, const struct exchange *x, struct err *trouble)
+{
+    const struct grid *grid = &trainer->grid;
+    const struct schedule *schedule = trainer->train.schedule;
+    struct err loss = {0};
+    for (int d = 0; d < grid->data && !loss.text[0]; d++)
+        if (!isfinite(x->losses[d])) {
+            int p = schedule_rank_of(schedule, schedule->stages - 1);
+            err_set(&loss, "the loss is not finite (rank %d (p%d d%d t0), stage %d)", grid_rank(grid, p, d, 0), p, d,
+                    schedule->stages - 1);
+        }
+    for (int logical = trainer->parameters.logical_count - 1; logical >= 0; logical--)
+        for (int t = 0; t < grid->tensor; t++) {
+            if (isfinite(x->squares[logical * grid->tensor + t]))
+                continue;
+            int layer;
+            const struct parameter *parameter = find_logical(trainer, logical, &layer);
+            int stage = trainer->stage_of_layer[layer], p = schedule_rank_of(schedule, stage);
+            char index[24] = "";
+            if (parameter->stack_size)
+                snprintf(index, sizeof index, "[%d]", parameter->index);
+            err_set(trouble,
+                    "%.200s%sthe gradient of %s%s is not finite (rank %d (p%d d0 t%d), stage %d, layer %d: %s)",
+                    loss.text, loss.text[0] ? "; " : "", parameter->path, index, grid_rank(grid, p, 0, t), p, t, stage,
+                    layer, trainer->model.layers[layer].kind->name);
+            return false;
+        }
+    if (loss.text[0])
+        *trouble = loss;
+    return !loss.text[0];
+}
+
+static void update(struct trainer *trainer, double clip, double learning_rate)
+{
+    const struct settings *s = trainer->settings;
+    const double step = (double)(trainer->step + 1);
+    const struct adamw adamw = {.learning_rate = learning_rate,
+                                .beta1 = s->optimizer.beta1,
+                                .beta2 = s->optimizer.beta2,
+                                .epsilon = s->optimizer.epsilon,
+                                .weight_decay = s->optimizer.weight_decay,
+                                .correction1 = 1 - pow(s->optimizer.beta1, step),
+                                .correction2 = 1 - pow(s->optimizer.beta2, step),
+                                .scale = clip};
+    trainer->context.device->adamw(trainer->context.stream, trainer->weights, trainer->first_moment,
+                                   trainer->second_moment, trainer->gradient_arena, trainer->parameters.ranges,
+                                   trainer->parameters.range_count, &adamw);
+}
+
+void trainer_step(struct trainer *trainer, struct step_result *result)
+{
+    const struct settings *s = trainer->settings;
+    const struct grid *grid = &trainer->grid;
+    const struct batch *batch = &trainer->batches[trainer->present];
+    double start = clock_seconds();
+    *result = (struct step_result){.learning_rate = learning_rate_at(s, trainer->step + 1)};
+    error_set_place("rank %d (p%d d%d t%d) step %lld", grid->rank, grid->p, grid->d, grid->t,
+                    (long long)trainer->step + 1);
+
+    struct executor_step run = {.number = trainer->step + 1,
+                                .sequences = batch->sequences,
+                                .fields = (const int32_t *const *)batch->fields,
+                                .layer_done = layer_done,
+                                .between = read_next_batch,
+                                .progress = progress,
+                                .of = trainer};
+    struct executor_result ran;
+    executor_run(trainer->train.executor, &run, &ran);
+
+    error_set_activity("OPTIMIZER_STEP");
+    gradients_finish(trainer->gradients);
+    memset(trainer->vector, 0, (size_t)trainer->vector_count * sizeof *trainer->vector);
+    struct exchange x = exchange_of(trainer);
+    gradients_squares(trainer->gradients, x.squares);
+    x.losses[grid->d] = sum_losses(trainer, trainer->train.executor, batch);
+    x.busy[grid->rank] = ran.busy;
+    x.last_backward[grid->rank] = ran.last_backward - start;
+    x.memory[grid->rank] = peak_memory();
+    control_sum(grid->world, trainer->vector, trainer->vector_count);
+
+    double squares = 0, loss = 0, busy = 0, last = 0;
+    for (int64_t i = 0; i < (int64_t)trainer->parameters.logical_count * grid->tensor; i++)
+        squares += x.squares[i];
+    for (int d = 0; d < grid->data; d++)
+        loss += x.losses[d];
+    for (int rank = 0; rank < grid->size; rank++) {
+        busy += x.busy[rank];
+        last = fmax(last, x.last_backward[rank]);
+        result->peak_memory = fmax(result->peak_memory, x.memory[rank]);
+    }
+    result->loss = loss * trainer->context.loss_scale;
+    result->gradient_norm = sqrt(squares);
+    result->bubble = 1 - busy / (grid->size * last);
+    result->finite = check_finite(trainer, &x, &result->trouble);
+    if (result->finite) {
+        double clip = s->optimizer.clip_norm > 0 ? fmin(1, s->optimizer.clip_norm / (result->gradient_norm + 1e-6)) : 1;
+        update(trainer, clip, result->learning_rate);
+        trainer->context.device->stream_wait(trainer->context.stream);
+        trainer->step++;
+        trainer->samples += s->pipeline.global_batch;
+        trainer->present = 1 - trainer->present;
+    }
+    error_set_activity(NULL);
+    result->seconds = clock_seconds() - start;
+}
+
+double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_t samples)
+{
+    const struct grid *grid = &trainer->grid;
+    struct batch *batch = &trainer->evaluation_batch;
+    const struct sample_order order = {.samples = dataset_samples(dataset, trainer->model.sequence)};
+    const int64_t at_once = trainer->settings->pipeline.global_batch;
+    double sum = 0;
+    for (int64_t place = 0; place < samples; place += at_once) {
+        batch_read(batch, dataset, &order, place, samples);
+        struct executor_step run = {
+            .number = trainer->step, .sequences = batch->sequences, .fields = (const int32_t *const *)batch->fields};
+        struct executor_result ran;
+        executor_run(trainer->evaluate.executor, &run, &ran);
+        sum += sum_losses(trainer, trainer->evaluate.executor, batch);
+    }
+    memset(trainer->vector, 0, (size_t)grid->data * sizeof *trainer->vector);
+    trainer->vector[grid->d] = sum;
+    control_sum(grid->world, trainer->vector, grid->data);
+    double total = 0;
+    for (int d = 0; d < grid->data; d++)
+        total += trainer->vector[d];
+    return total / ((double)samples * (double)trainer->model.sequence);
+}
