@@ -1,0 +1,330 @@
+#!/usr/bin/env python3
+"""How fast ppmodel is on this computer, side by side with other programs in the same minutes.
+
+    jobs/benchmark.py --peers DIR [--python PYTHON]     training, against PyTorch
+    jobs/benchmark.py --checkpoint [--folder DIR]       writing and reading checkpoints, against dd
+    jobs/benchmark.py --overlap                         how much of the transfers is hidden behind computation
+
+DIR holds two PyTorch programs that train the same models: torch_gpt.py in one process, torch_pipeline.py in a pipeline
+of two. Each takes --size and --steps and prints one line of JSON with tokens_per_s, the median after two steps, and
+peak_rss_mib. Ours and theirs take turns, so that a computer that slows down does so for both: compare figures of one
+run only, on a computer that does nothing else. Needs Python's h5py and numpy.
+"""
+import argparse
+import collections
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import h5py
+import numpy as np
+
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WARM_UP = 2  # steps that do not count
+PIPELINE = 2  # ranks
+
+Shape = collections.namedtuple("Shape", "layers hidden heads sequence vocabulary microbatch_size microbatches")
+SIZES = {
+    "S": Shape(4, 256, 4, 256, 256, 4, 8),
+    "W": Shape(8, 512, 8, 256, 8192, 4, 8),
+    "M": Shape(12, 768, 12, 256, 50304, 1, 4),  # GPT-2 with 124 million parameters
+}
+MESSAGES = Shape(4, 512, 8, 256, 256, 8, 8)  # of 4 MiB between its stages
+
+Mode = collections.namedtuple("Mode", "name ranks threads peer")
+MODES = (Mode("1 process x 2 threads", 1, 2, "torch_gpt.py"),
+         Mode("2 pipeline ranks x 1 thread", PIPELINE, 1, "torch_pipeline.py"))
+
+# Runs one rank and tells its largest memory, in KiB.
+RANK = """import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], close_fds=False)
+sys.stderr.write(f"largest memory {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss}\\n")
+sys.exit(code)"""
+
+
+def environment():
+    """This one's, without what would set threads or choose another processor's kernels."""
+    unwanted = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return dict({name: value for name, value in os.environ.items() if name not in unwanted},
+                PYTHONDONTWRITEBYTECODE="1")
+
+
+def run(command):
+    """Standard output and error of a program that must succeed."""
+    done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout, done.stderr
+
+
+def timed_lines(command):
+    """{first word: seconds since the start} of the last line that begins with that word; '' for empty lines."""
+    begin, seconds = time.monotonic(), {}
+    with subprocess.Popen(command, env=environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            seconds[line.split(maxsplit=1)[0] if line.strip() else ""] = time.monotonic() - begin
+        errors = process.stderr.read()
+    if process.returncode != 0:
+        sys.exit(f"{' '.join(command)}: exit code {process.returncode}\n{errors}")
+    return seconds
+
+
+class Program:
+    """ppmodel of a build folder, and the launcher that it was built for."""
+
+    def __init__(self, build):
+        self.path = os.path.join(build, "ppmodel")
+        if not os.access(self.path, os.X_OK):
+            sys.exit(f"no {self.path}: build it first, by jobs/setup.sh")
+        self.launcher = [shutil.which("mpiexec.mpich") or "mpiexec", "-n"]
+        makefile = os.path.join(build, "Makefile")
+        if os.path.exists(makefile):
+            with open(makefile, encoding="utf-8") as file:
+                variables = dict(re.findall(r"^(MPIEXEC(?:_NP)?) = (.*)$", file.read(), re.MULTILINE))
+            self.launcher = f"{variables['MPIEXEC']} {variables['MPIEXEC_NP']}".split()
+
+    def launch(self, ranks):
+        """One rank needs no launcher, which might give it one core only."""
+        return [*self.launcher, str(ranks)] if ranks > 1 else []
+
+    def command(self, folder, ranks, *overrides):
+        return [*self.launch(ranks), self.path, os.path.join(folder, "in.nml"), *overrides]
+
+    def cores(self, ranks):
+        """The cores that each rank may use."""
+        script = "import os, sys; sys.stdout.write(f'{sorted(os.sched_getaffinity(0))}\\n')"
+        out, _ = run([*self.launch(ranks), sys.executable, "-c", script])
+        return [set(json.loads(line)) for line in out.splitlines()]
+
+    def check_cores(self, ranks, threads):
+        """Ends the benchmark where ranks would have to share a core."""
+        cores = self.cores(ranks)
+        if len(set.union(*cores)) < ranks * threads or any(len(own) < threads for own in cores):
+            sys.exit(f"{ranks} ranks of {threads} threads may use the cores {cores} only: "
+                     "they would wait for each other")
+        return "free" if all(len(own) > threads for own in cores) else "bound"
+
+
+def prepare(folder, shape, steps, ranks, threads, *lines):
+    """The namelist in.nml and its dataset: random tokens, the low numbers more often than the high ones."""
+    tokens = (steps + 1) * shape.microbatches * shape.microbatch_size * shape.sequence + 1
+    draw = np.random.default_rng(1234).random(tokens)
+    with h5py.File(os.path.join(folder, "tokens.h5"), "w") as file:
+        file["tokens"] = np.minimum(draw**3 * shape.vocabulary, shape.vocabulary - 1).astype(np.uint16)
+        file.attrs.update(format="ppmodel-dataset", version=1, vocabulary=shape.vocabulary, tokenizer="none")
+    with open(os.path.join(folder, "in.nml"), "w", encoding="utf-8") as file:
+        file.write(f"""&run steps = {steps}  threads = {threads}  device = 'cpu'  output = '{folder}' /
+&model layers = {shape.layers}  hidden = {shape.hidden}  heads = {shape.heads}  sequence = {shape.sequence}
+       vocabulary = {shape.vocabulary}  tied_embeddings = {'.true.' if ranks == 1 else '.false.'} /
+&grid pipeline = {ranks} /
+&pipeline schedule = '1f1b'  microbatches = {shape.microbatches}  microbatch_size = {shape.microbatch_size} /
+&data train = '{folder}/tokens.h5' /
+&optimizer learning_rate = 6e-4  min_learning_rate = 6e-4  decay = 'constant'  clip_norm = 1.0 /
+""" + "".join(line + "\n" for line in lines))
+
+
+def model_flops(shape):
+    """Of one token: 6 for each weight of a matrix product, and attention in full, not only its causal half."""
+    weights = 12 * shape.layers * shape.hidden**2 + shape.vocabulary * shape.hidden
+    return 6 * weights + 12 * shape.layers * shape.hidden * shape.sequence
+
+
+Result = collections.namedtuple("Result", "tokens_per_second mib bubble")
+
+
+def train(program, shape, mode, steps):
+    """One run of ours. Memory is the sum of all ranks' largest."""
+    with tempfile.TemporaryDirectory(prefix="ppmodel-benchmark-") as folder:
+        prepare(folder, shape, steps, mode.ranks, mode.threads)
+        own = program.command(folder, mode.ranks)
+        place = own.index(program.path)
+        _, errors = run([*own[:place], sys.executable, "-c", RANK, *own[place:]])
+        with open(os.path.join(folder, "metrics.jsonl"), encoding="ascii") as file:
+            counted = [json.loads(line) for line in file][WARM_UP:]
+    tokens = shape.microbatches * shape.microbatch_size * shape.sequence
+    return Result(tokens / statistics.median(step["seconds"] for step in counted),
+                  sum(map(int, re.findall(r"largest memory (\d+)", errors))) / 1024,
+                  statistics.median(step["bubble"] for step in counted))
+
+
+def train_peer(options, size, mode):
+    """One run of theirs."""
+    out, _ = run([options.python, os.path.join(options.peers, mode.peer), "--size", size, "--steps",
+                  str(options.steps), "--threads", str(mode.threads)])
+    report = json.loads(out.strip().splitlines()[-1])
+    return Result(report["tokens_per_s"], sum(report["peak_rss_mib"]), None)
+
+
+def compare_training(program, options):
+    for mode in MODES:
+        print(f"{mode.name}: cores {program.check_cores(mode.ranks, mode.threads)}")
+    print(f"\n{'':32}{'tokens/s':^22}{'ratio':^{8 + 7 * options.rounds}}{'MiB, all ranks':^16}"
+          f"{'model GFLOP/s':^16}{'bubble':^16}")
+    print(f"{'size  mode':32}{'ours':>10}{'theirs':>10}  {'rounds':>{7 * options.rounds}}{'median':>8}"
+          f"{'ours':>8}{'theirs':>8}{'ours':>8}{'theirs':>8}{'measured':>10}{'1f1b':>6}")
+    for size in options.sizes.split(","):
+        shape = SIZES[size]
+        for mode in MODES:
+            ours, theirs = [], []
+            for number in range(options.rounds):
+                for is_ours in (True, False) if number % 2 == 0 else (False, True):
+                    if is_ours:
+                        ours.append(train(program, shape, mode, options.steps))
+                    else:
+                        theirs.append(train_peer(options, size, mode))
+            show_training(size, shape, mode, ours, theirs)
+
+
+def show_training(size, shape, mode, ours, theirs):
+    def median(results, name):
+        return statistics.median(getattr(result, name) for result in results)
+
+    ratios = [a.tokens_per_second / b.tokens_per_second for a, b in zip(ours, theirs)]
+    speeds = [median(results, "tokens_per_second") for results in (ours, theirs)]
+    bubble = f"{'-':>10}{'-':>6}"
+    if mode.ranks > 1:
+        ideal = (mode.ranks - 1) / (shape.microbatches + mode.ranks - 1)
+        bubble = f"{median(ours, 'bubble'):10.3f}{ideal:6.3f}"
+    print(f"{size:6}{mode.name:26}{speeds[0]:10.0f}{speeds[1]:10.0f}  "
+          + "".join(f"{ratio:7.2f}" for ratio in ratios) + f"{statistics.median(ratios):8.2f}"
+          + f"{median(ours, 'mib'):8.0f}{median(theirs, 'mib'):8.0f}"
+          + "".join(f"{speed * model_flops(shape) / 1e9:8.1f}" for speed in speeds) + bubble, flush=True)
+
+
+def dd(path, size, *options):
+    """Seconds to write a file of that many bytes, flushed to disk; None where the file system refuses."""
+    os.sync()
+    begin = time.monotonic()
+    done = subprocess.run(["dd", "if=/dev/zero", f"of={path}", "bs=8M", f"count={size}", "iflag=count_bytes",
+                           "conv=fsync", *options], capture_output=True)
+    seconds = time.monotonic() - begin
+    os.unlink(path)
+    return seconds if done.returncode == 0 else None
+
+
+def measure_checkpoint(program, folder):
+    """{what: seconds} of one round, and the file's bytes.
+
+    Writing goes from the line of the last step to the summary. Reading is what a run that goes on from the file takes
+    longer until its first line than one that starts anew.
+    """
+    path = os.path.join(folder, "step-00000001.h5")
+    where = f"checkpoint.directory={folder}"
+    os.sync()
+    written = timed_lines(program.command(folder, PIPELINE, where))
+    size = os.path.getsize(path)
+    read = timed_lines(program.command(folder, PIPELINE, where))
+    os.unlink(path)
+    return {"checkpoint, written": written[""] - written["step"],
+            "checkpoint, read": read["ppmodel"] - written["ppmodel"],
+            "dd conv=fsync": dd(path, size), "dd oflag=direct conv=fsync": dd(path, size, "oflag=direct")}, size
+
+
+def compare_checkpoint(program, options):
+    rounds = []
+    with tempfile.TemporaryDirectory(prefix="ppmodel-benchmark-", dir=options.folder) as folder:
+        shape = SIZES["M"]._replace(microbatches=PIPELINE)
+        prepare(folder, shape, 1, PIPELINE, 1)
+        for _ in range(options.rounds):
+            seconds, size = measure_checkpoint(program, folder)
+            rounds.append(seconds)
+    print(f"\ncheckpoint of {size / 1e9:.2f} GB, {PIPELINE} ranks, in {options.folder}; GB/s\n"
+          f"{'':32}{'rounds':>{7 * options.rounds}}{'median':>8}")
+    for what in rounds[0]:
+        if any(seconds[what] is None for seconds in rounds):
+            print(f"{what:32}not possible on this file system")
+            continue
+        speeds = [size / 1e9 / seconds[what] for seconds in rounds]
+        print(f"{what:32}" + "".join(f"{speed:7.2f}" for speed in speeds) + f"{statistics.median(speeds):8.2f}")
+
+
+def union(spans):
+    """The same time as spans that do not touch, in order."""
+    merged = []
+    for begin, end in sorted(spans):
+        if merged and begin <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], end)
+        else:
+            merged.append([begin, end])
+    return merged
+
+
+def hidden_share(events):
+    """{(rank, message): (number, bytes of one, seconds under way, share of it while that rank computed)}"""
+    lanes = {(event["pid"], event["tid"]): event["args"]["name"] for event in events
+             if event["name"] == "thread_name"}
+    compute, sends = collections.defaultdict(list), collections.defaultdict(list)
+    for event in (event for event in events if event["ph"] == "X"):
+        lane, span = lanes[event["pid"], event["tid"]], (event["ts"], event["ts"] + event["dur"])
+        if lane == "compute":
+            compute[event["pid"]].append(span)
+        elif lane == "send":
+            sends[event["pid"], event["name"]].append((*span, event["args"]["bytes"]))
+    shares = {}
+    for (rank, message), spans in sorted(sends.items()):
+        busy = union(compute[rank])
+        hidden = sum(max(0, min(end, done) - max(begin, start)) for begin, end, _ in spans for start, done in busy)
+        total = sum(end - begin for begin, end, _ in spans)
+        shares[rank, message] = len(spans), spans[0][2], total / 1e6, hidden / total
+    return shares
+
+
+def measure_overlap(program, options):
+    steps = max(options.steps, WARM_UP + 1)
+    with tempfile.TemporaryDirectory(prefix="ppmodel-benchmark-") as folder:
+        prepare(folder, MESSAGES, steps, PIPELINE, 1, f"&trace first_step = {WARM_UP + 1}  last_step = {steps} /")
+        run(program.command(folder, PIPELINE))
+        with open(os.path.join(folder, "trace.json"), encoding="utf-8") as file:
+            shares = hidden_share(json.load(file)["traceEvents"])
+    print(f"\ntransfers of {steps - WARM_UP} steps on {PIPELINE} pipeline ranks (1f1b), from send to completion\n"
+          f"{'':32}{'number':>8}{'MiB each':>10}{'seconds':>10}{'hidden behind computation':>27}")
+    for (rank, message), (number, size, seconds, share) in shares.items():
+        print(f"rank {rank} {message:25}{number:8}{size / 2**20:10.2f}{seconds:10.3f}{share:27.1%}")
+    total = sum(seconds for _, _, seconds, _ in shares.values())
+    hidden = sum(seconds * share for _, _, seconds, share in shares.values())
+    print(f"{'all':32}{sum(number for number, *_ in shares.values()):8}{'':10}{total:10.3f}{hidden / total:27.1%}")
+
+
+def parse_options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", metavar="DIR", help="folder of torch_gpt.py and torch_pipeline.py")
+    parser.add_argument("--python", default="python3", help="a Python that has torch (default: python3)")
+    parser.add_argument("--sizes", default="S,W,M", help=f"of {', '.join(SIZES)} (default: S,W,M)")
+    parser.add_argument("--rounds", type=int, default=3, help="times that ours and theirs run in turn (default: 3)")
+    parser.add_argument("--steps", type=int, default=6, help=f"of each run, {WARM_UP} of them to warm up (default: 6)")
+    parser.add_argument("--build", default=os.path.join(TOP, "build"), help="build folder (default: build)")
+    parser.add_argument("--checkpoint", action="store_true", help="measure checkpoints")
+    parser.add_argument("--folder", default=".", help="where checkpoints are written (default: here)")
+    parser.add_argument("--overlap", action="store_true", help="measure how transfers overlap with computation")
+    options = parser.parse_args()
+    if not (options.peers or options.checkpoint or options.overlap):
+        parser.error("nothing to do: give --peers, --checkpoint or --overlap")
+    if unknown := set(options.sizes.split(",")) - SIZES.keys():
+        parser.error(f"--sizes: no size {', '.join(sorted(unknown))}, only {', '.join(SIZES)}")
+    if options.steps <= WARM_UP or options.rounds < 1:
+        parser.error(f"at least {WARM_UP + 1} steps and 1 round")
+    return options
+
+
+def main():
+    options = parse_options()
+    program = Program(os.path.abspath(options.build))
+    program.check_cores(PIPELINE, 1)
+    print(subprocess.run([program.path, "--version"], env=environment(), capture_output=True, text=True).stdout)
+    if options.peers:
+        compare_training(program, options)
+    if options.checkpoint:
+        compare_checkpoint(program, options)
+    if options.overlap:
+        measure_overlap(program, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+#!/bin/sh
+# Runs one test: launch.sh NAME.t (alone), NAME.npN (on N ranks) or NAME.py.
+#
+# Tests wait for each other, even under `make -j`: waiting ranks keep their cores busy, and slow tests run into the time
+# limit. The build gives MPIEXEC, MPIEXEC_NP, PYTHON and TEST_TIMEOUT (seconds); MPIEXEC may hold options too.
+test=$1
+export OMP_NUM_THREADS=1
+# With sanitizers: a request for more memory than there is fails as it does without
+ASAN_OPTIONS=${ASAN_OPTIONS:+$ASAN_OPTIONS:}allocator_may_return_null=1
+export ASAN_OPTIONS
+
+case $test in
+*.py)
+    set -- ${PYTHON:-python3} "$test" ;;
+*.np*)
+    # MPI libraries keep memory until the process ends: no report of leaks
+    ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+    set -- ${MPIEXEC:-mpiexec} ${MPIEXEC_NP:--n} "${test##*.np}" "$test" ;;
+esac
+exec flock --close . timeout -k 5 "${TEST_TIMEOUT:-300}" "$@" </dev/null

@@ -1,0 +1,108 @@
+#!/usr/bin/env python3
+"""The program under Slurm's own launcher, in a cluster of one node that this test starts and ends. TAP."""
+import os
+import signal
+import subprocess
+import time
+from unittest import mock
+
+import slurm_cluster
+import tap
+import tiny
+
+h5py = tap.need("h5py")
+
+PROGRAM = tap.program("ppmodel")
+START_SECONDS = 20  # a job trains after this time at the latest
+END_SECONDS = 5  # and is over, once it lost a rank
+
+
+def under(cluster, *options):
+    """Makes srun the launcher of the tests."""
+    return mock.patch.dict(os.environ, cluster.environment, MPIEXEC=" ".join(["srun", *options]), MPIEXEC_NP="-n")
+
+
+def attributes(path):
+    """What the root of a checkpoint says, but for the input: that names the output folder."""
+    with h5py.File(path, "r") as file:
+        return {name: getattr(value, "tobytes", lambda: value)() for name, value in file.attrs.items()
+                if name != "input"}
+
+
+def check_same_as_mpiexec(folder, cluster):
+    expected = tiny.train(folder, "mpiexec", 2, "grid.pipeline=2")
+    with under(cluster):
+        found = tiny.train(folder, "srun", 2, "grid.pipeline=2")
+    if tiny.is_same(found.tensors(4), expected.tensors(4),
+                    "srun -n 2 trains to the same checkpoint, bit for bit, as mpiexec -n 2"):
+        tap.is_equal(attributes(found.checkpoint(4)), attributes(expected.checkpoint(4)), "with the same attributes")
+    return expected
+
+
+def check_cube(folder, cluster, expected):
+    """Eight ranks on two processors."""
+    with under(cluster, "--overcommit"):
+        cube = tiny.train(folder, "cube", 8, "grid.pipeline=2", "grid.data=2", "grid.tensor=2",
+                          "pipeline.microbatches=2")
+    if cube.code == 0:
+        found, losses = cube.metrics("loss"), expected.metrics("loss")
+        if not tap.ok(len(found) == len(losses) == 4 and all(abs(a - b) <= 1e-6 * b for a, b in zip(found, losses)),
+                      "srun -n 8 --overcommit: a grid of 2 x 2 x 2 has the losses of 2 x 1 x 1"):
+            tap.note(f"{found}\n{losses}")
+
+
+def check_wrong_input(folder, cluster):
+    with under(cluster):
+        run = tiny.run(folder, "wrong", 2, "grid.pipline=2")
+    tap.is_equal(run.code, 2, "a mistake in the input under srun: exit code 2")
+    errors = [line for line in run.errors.splitlines() if "error" in line and not line.startswith("srun:")]
+    if not tap.ok(len(errors) == 1 and "pipline" in errors[0] and "'pipeline'" in run.errors,
+                  "and one message, not one from each rank"):
+        tap.note(run.errors)
+
+
+def wait_for(is_done, seconds):
+    """Whether it is done within this time."""
+    end = time.monotonic() + seconds
+    while not (done := is_done()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return done
+
+
+def check_killed(folder, cluster, victim):
+    """A rank is killed while the job trains. Slurm ends the others only if asked to by --kill-on-bad-exit."""
+    what = f"rank {victim} killed"
+    metrics = os.path.join(folder, f"killed-{victim}", "metrics.jsonl")
+    command = ["srun", "--kill-on-bad-exit=1", "-n", "2", PROGRAM, "in.nml", "grid.pipeline=2", "run.steps=1000000",
+               f"run.output=killed-{victim}"]
+    with subprocess.Popen(command, cwd=folder, env=dict(os.environ, **cluster.environment, OMP_NUM_THREADS="1"),
+                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
+        wait_for(lambda: os.path.exists(metrics) and os.path.getsize(metrics) > 1000, START_SECONDS)
+        ranks = cluster.ranks(PROGRAM)
+        if not tap.ok(ranks.keys() == {0, 1} and job.poll() is None, f"{what}: before, both train"):
+            tap.note(f"ranks {ranks}, exit code {job.poll()}")
+        if victim in ranks:
+            os.kill(ranks[victim], signal.SIGKILL)
+        ended = wait_for(lambda: job.poll() is not None and not cluster.ranks(PROGRAM), END_SECONDS)
+        tap.ok(ended, f"{what}: the job ends within {END_SECONDS} s, and no rank stays behind")
+        if not tap.ok(job.poll() not in (None, 0, 2, 3), f"{what}: with a code on which job scripts start again"):
+            tap.note(f"exit code {job.poll()}")
+        job.kill()
+
+
+def main():
+    reason = slurm_cluster.missing()
+    if reason:
+        tap.skip_all(reason)
+    with tap.scratch_folder() as folder, slurm_cluster.Cluster() as cluster:
+        tiny.prepare(folder)
+        expected = check_same_as_mpiexec(folder, cluster)
+        check_cube(folder, cluster, expected)
+        check_wrong_input(folder, cluster)
+        for victim in (0, 1):
+            check_killed(folder, cluster, victim)
+    tap.done()
+
+
+if __name__ == "__main__":
+    main()
