@@ -12,6 +12,7 @@
 #include "run/check.h"
 #include "run/input_file.h"
 #include "run/modes.h"
+#include "run/stop.h"
 #include "version.h"
 
 static const char help[] = "usage: ppmodel input.nml [group.key=value ...]    under srun or mpiexec\n"
@@ -110,6 +111,7 @@ int main(int argc, char **argv)
     if (strcmp(first, "--digest") == 0 && argc == 3)
         return print_digest(argv[2]);
 
+    stop_open();
     struct job job;
     job_begin(&argc, &argv, &job);
     enum exit_code code = EXIT_BAD_INPUT;

@@ -9,6 +9,7 @@
 #include "parallel/agree.h"
 #include "run/metrics.h"
 #include "run/modes.h"
+#include "run/stop.h"
 #include "run/trainer.h"
 
 #define TRACE_CAPACITY (1 << 20) /* spans: 64 MiB */
@@ -26,6 +27,7 @@ struct training {
     double first_loss, last_loss, validation_loss;
     double bubbles; /* sum over steps */
     double peak_memory;
+    double longest_step, longest_save; /* seconds, so far */
 };
 
 static int64_t tokens_per_step(const struct settings *settings)
@@ -160,6 +162,17 @@ static bool at(int64_t step, int64_t every)
     return every > 0 && step % every == 0;
 }
 
+static enum exit_code stop_early(const struct training *t, enum stop_reason reason)
+{
+    log_line("Stopped after step %lld of %lld by %s; %s", (long long)trainer_steps_done(t->trainer),
+             (long long)t->settings->run.steps, stop_text(reason),
+             t->settings->checkpoint.directory[0] ? "a checkpoint is written: run the same command again to go on"
+                                                  : "nothing is saved, because &checkpoint directory is not set");
+    if (t->job->world->rank == 0)
+        stop_done(t->settings, reason);
+    return EXIT_STOPPED;
+}
+
 /* The steps. EXIT_DONE, or the code to end with. */
 static enum exit_code train(struct training *t, struct err *err)
 {
@@ -171,7 +184,8 @@ static enum exit_code train(struct training *t, struct err *err)
         if (traced && !trace_is_open())
             trace_open(TRACE_CAPACITY);
         struct step_result step;
-        trainer_step(t->trainer, &step);
+        enum stop_reason request = stop_requested(s, t->job->world->rank, 2 * t->longest_step + 2 * t->longest_save);
+        trainer_step(t->trainer, (int)request, &step);
         if (!step.finite) {
             log_error("step %lld: %s; no weight was changed", (long long)number, step.trouble.text);
             return EXIT_NONFINITE;
@@ -180,6 +194,7 @@ static enum exit_code train(struct training *t, struct err *err)
         t->bubbles += step.bubble;
         t->last_loss = step.loss;
         t->peak_memory = step.peak_memory;
+        t->longest_step = fmax(t->longest_step, step.seconds);
         if (number == t->first_step)
             t->first_loss = step.loss;
         write_step(t, &step);
@@ -192,11 +207,16 @@ static enum exit_code train(struct training *t, struct err *err)
         }
         if (t->validation && (at(number, s->run.evaluate_every) || last))
             evaluate(t);
-        if (s->checkpoint.directory[0] && (at(number, s->checkpoint.every) || last) &&
-            trainer_save(t->trainer, err) < 0) {
-            log_error("%s", err->text);
-            return EXIT_FAILED;
+        if (s->checkpoint.directory[0] && (at(number, s->checkpoint.every) || last || step.stop)) {
+            double save_begin = clock_seconds();
+            if (trainer_save(t->trainer, err) < 0) {
+                log_error("%s", err->text);
+                return EXIT_FAILED;
+            }
+            t->longest_save = fmax(t->longest_save, clock_seconds() - save_begin);
         }
+        if (step.stop && !last)
+            return stop_early(t, (enum stop_reason)step.stop);
     }
     return EXIT_DONE;
 }

@@ -219,9 +219,9 @@ static void make_batches(struct trainer *trainer, bool training)
     for (int i = 0; i < 2 && training; i++)
         batch_create(&trainer->batches[i], &shape);
     trainer->losses = allocate((size_t)(shape.microbatch_size * shape.sequence), sizeof *trainer->losses);
-    /* Squares of every logical parameter, losses of the data ranks, and three numbers of each rank. */
+    /* Squares of every logical parameter, losses of the data ranks, and four numbers of each rank. */
     trainer->vector_count =
-        (int64_t)trainer->parameters.logical_count * trainer->grid.tensor + trainer->grid.data + 3 * trainer->grid.size;
+        (int64_t)trainer->parameters.logical_count * trainer->grid.tensor + trainer->grid.data + 4 * trainer->grid.size;
     trainer->vector = allocate((size_t)trainer->vector_count, sizeof *trainer->vector);
 }
 

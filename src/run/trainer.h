@@ -19,6 +19,7 @@ struct step_result {
     double seconds;
     double bubble;      /* measured: 1 - busy time / (ranks * time from the step's start to the last backward) */
     double peak_memory; /* bytes, of the rank that holds most */
+    int stop;           /* the largest of the ranks' requests to stop: enum stop_reason */
     bool finite;        /* false: nothing was updated, `trouble` says what was not finite and where */
     struct err trouble;
 };
@@ -42,8 +43,8 @@ int trainer_save(struct trainer *trainer, struct err *err);
 /* Which dataset the steps read; reads the first batch. */
 void trainer_begin(struct trainer *trainer, struct dataset *dataset);
 
-/* Runs the next optimizer step. Collective. */
-void trainer_step(struct trainer *trainer, struct step_result *result);
+/* Runs the next optimizer step; `stop` is this rank's request to stop, which the ranks agree on. Collective. */
+void trainer_step(struct trainer *trainer, int stop, struct step_result *result);
 
 /* Mean loss over the first `samples` samples of the dataset, each token once. Collective. */
 double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_t samples);

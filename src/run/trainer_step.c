@@ -67,6 +67,7 @@ struct exchange {
     double *busy;          /* [ranks] seconds */
     double *last_backward; /* [ranks] seconds since the step's start */
     double *memory;        /* [ranks] bytes */
+    double *stop;          /* [ranks] */
 };
 
 static struct exchange exchange_of(const struct trainer *trainer)
@@ -77,6 +78,7 @@ static struct exchange exchange_of(const struct trainer *trainer)
     x.busy = x.losses + trainer->grid.data;
     x.last_backward = x.busy + trainer->grid.size;
     x.memory = x.last_backward + trainer->grid.size;
+    x.stop = x.memory + trainer->grid.size;
     return x;
 }
 
@@ -147,7 +149,7 @@ static void update(struct trainer *trainer, double clip, double learning_rate)
                                    trainer->parameters.range_count, &adamw);
 }
 
-void trainer_step(struct trainer *trainer, struct step_result *result)
+void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
 {
     const struct settings *s = trainer->settings;
     const struct grid *grid = &trainer->grid;
@@ -176,6 +178,7 @@ void trainer_step(struct trainer *trainer, struct step_result *result)
     x.busy[grid->rank] = ran.busy;
     x.last_backward[grid->rank] = ran.last_backward - start;
     x.memory[grid->rank] = peak_memory();
+    x.stop[grid->rank] = stop;
     control_sum(grid->world, trainer->vector, trainer->vector_count);
 
     double squares = 0, loss = 0, busy = 0, last = 0;
@@ -187,6 +190,7 @@ void trainer_step(struct trainer *trainer, struct step_result *result)
         busy += x.busy[rank];
         last = fmax(last, x.last_backward[rank]);
         result->peak_memory = fmax(result->peak_memory, x.memory[rank]);
+        result->stop = x.stop[rank] > result->stop ? (int)x.stop[rank] : result->stop;
     }
     result->loss = loss * trainer->context.loss_scale;
     result->gradient_norm = sqrt(squares);
