@@ -27,7 +27,7 @@ GRIDS = {
     "2x2x1": ["pipeline.schedule=gpipe", "pipeline.recompute=full"],
     "2x1x3 sequence parallel": ["grid.sequence_parallel=.true.", "pipeline.recompute=full"],
 }
-UNCLIPPED = ("1x1x1", "2x1x3 sequence parallel")  # also run with clipping off or beyond reach
+UNCLIPPED = ("1x1x1",)  # also run with clipping off or beyond reach
 
 
 def script_digest():
@@ -119,8 +119,7 @@ def run_case(folder, variant, golden, run, grid):
         f"checkpoint.directory={output}", "checkpoint.every=1", f"checkpoint.keep={STEPS}",
         "checkpoint.gradients=.true.", f"checkpoint.load_weights={os.path.join(GOLDEN, variant + '.h5')}",
         *GRIDS[grid]]
-    launcher = os.environ.get("MPIEXEC", "mpiexec").split() + os.environ.get("MPIEXEC_NP", "-n").split()
-    code, out, err = tap.run(*launcher, pipeline * data * tensor, tap.program("ppmodel"), namelist, *settings)
+    code, out, err = tap.launch(pipeline * data * tensor, tap.program("ppmodel"), namelist, *settings)
     if code != 0:
         tap.note(f"exit code {code}\n{out[-2000:]}\n{err[-4000:]}")
         return None

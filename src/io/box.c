@@ -70,55 +70,48 @@ int64_t box_piece(const struct box *box, int64_t most, int64_t n, int64_t stride
     return offset;
 }
 
-int64_t box_first(const struct box *box, const int64_t *shape)
+struct box_runs box_runs(const struct box *box, const int64_t *shape, int64_t stride)
 {
-    int64_t index = 0;
-    for (int a = 0; a < box->axes; a++)
-        index = index * shape[a] + box->start[a];
-    return index;
+    struct box_runs runs = {.box = *box, .length = 1, .axis = box->axes, .stride = stride, .row = 1};
+    for (int64_t a = 1; a < box->axes; a++)
+        runs.row *= box->count[a];
+    for (int64_t a = box->axes - 1, inner = 1; a >= 0; a--) {
+        runs.apart[a] = inner;
+        runs.first += box->start[a] * inner;
+        inner *= shape[a];
+    }
+    int64_t elements = box_elements(box);
+    if (elements == 0)
+        return runs;
+    while (runs.axis > 1 || (runs.axis == 1 && (stride == runs.row || box->count[0] == 1))) {
+        runs.axis--;
+        runs.length *= box->count[runs.axis];
+        if (box->count[runs.axis] != shape[runs.axis]) /* a range of this axis, all of those behind it */
+            break;
+    }
+    runs.count = elements / runs.length;
+    return runs;
 }
 
-int64_t box_last(const struct box *box, const int64_t *shape)
+int64_t box_run(const struct box_runs *runs, int64_t n, int64_t *index)
 {
-    int64_t index = 0;
-    for (int a = 0; a < box->axes; a++)
-        index = index * shape[a] + box->start[a] + box->count[a] - 1;
-    return index;
+    int64_t behind = n * runs->length; /* elements of the box before this run */
+    *index = runs->first;
+    for (int a = runs->axis - 1; a >= 0; a--) {
+        *index += n % runs->box.count[a] * runs->apart[a];
+        n /= runs->box.count[a];
+    }
+    return behind / runs->row * runs->stride + behind % runs->row;
 }
 
 uint64_t box_digest(const struct box *box, const int64_t *shape, const float *data, int64_t stride)
 {
-    if (box_elements(box) == 0)
-        return 0;
-    /* A run is contiguous in the tensor and in memory: whole axes, then a range of the axis before them. */
-    int64_t run = 1, row = 1;
-    for (int a = 1; a < box->axes; a++)
-        row *= box->count[a];
-    int axis = box->axes;
-    while (axis > 1 || (axis == 1 && stride == row)) {
-        axis--;
-        run *= box->count[axis];
-        if (box->count[axis] != shape[axis])
-            break;
-    }
-    int64_t runs = box_elements(box) / run;
-    int64_t apart[BOX_MAX_AXES]; /* indices of an axis, in the tensor */
-    int64_t inner = 1;
-    for (int a = box->axes - 1; a >= 0; a--) {
-        apart[a] = inner;
-        inner *= shape[a];
-    }
-    int64_t first = box_first(box, shape);
+    struct box_runs runs = box_runs(box, shape, stride);
     uint64_t sum = 0;
-#pragma omp parallel for schedule(static) reduction(+ : sum) if (runs > 1 && run <= 65536)
-    for (int64_t n = 0; n < runs; n++) {
-        int64_t index = first, rest = n;
-        for (int a = axis - 1; a >= 0; a--) {
-            index += rest % box->count[a] * apart[a];
-            rest /= box->count[a];
-        }
-        int64_t behind = n * run; /* elements of the box before this run */
-        sum += digest_part(data + (box->axes > 0 ? behind / row * stride + behind % row : 0), index, run);
+#pragma omp parallel for schedule(static) reduction(+ : sum) if (runs.count > 1 && runs.length <= 65536)
+    for (int64_t n = 0; n < runs.count; n++) {
+        int64_t index, at = box_run(&runs, n, &index);
+        sum += digest_part(data + at, index, runs.length);
     }
     return sum;
 }

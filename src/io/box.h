@@ -26,9 +26,20 @@ int64_t box_pieces(const struct box *box, int64_t most);
  * apart and the others are contiguous, in elements from the box's first. */
 int64_t box_piece(const struct box *box, int64_t most, int64_t n, int64_t stride, struct box *piece);
 
-/* Index of the box's first and last element in the whole tensor. */
-int64_t box_first(const struct box *box, const int64_t *shape);
-int64_t box_last(const struct box *box, const int64_t *shape);
+/* The longest runs of a box that are contiguous both in the tensor and in memory laid out as above. */
+struct box_runs {
+    int64_t count, length; /* runs, elements in each */
+    struct box box;
+    int axis;      /* the runs differ in the indices of the axes before this one */
+    int64_t first; /* index of the box's first element in the tensor */
+    int64_t stride, row;
+    int64_t apart[BOX_MAX_AXES]; /* elements of the tensor between neighbours on an axis */
+};
+
+struct box_runs box_runs(const struct box *box, const int64_t *shape, int64_t stride);
+
+/* Where run n begins in memory, in elements from the box's first; *index: in the tensor. */
+int64_t box_run(const struct box_runs *runs, int64_t n, int64_t *index);
 
 /* The box's share of the digest (base/digest.h) of a tensor of this shape, from memory laid out as above. Threaded. */
 uint64_t box_digest(const struct box *box, const int64_t *shape, const float *data, int64_t stride);

@@ -4,6 +4,7 @@
 
 #include "base/memory.h"
 #include "io/checkpoint_parts.h"
+#include "io/file.h"
 #include "io/h5.h"
 #include "parallel/agree.h"
 
@@ -104,35 +105,60 @@ static int examine(const char *path, struct checkpoint_info *info, const struct 
     return result < 0 ? err_prefix(err, "%s", path) : 0;
 }
 
-static int read_part(hid_t file, const struct checkpoint_tensor *tensor, const struct checkpoint_part *part,
-                     struct err *err)
+/* From a dataset of any layout and type, through HDF5. */
+static int read_converted(hid_t dataset, const struct box *box, const struct checkpoint_part *part, struct err *err)
+{
+    int result = 0;
+    for (int64_t n = 0, pieces = box_pieces(box, BOX_PIECE); n < pieces && result == 0; n++) {
+        struct box piece;
+        float *data = part->data + box_piece(box, BOX_PIECE, n, part->stride, &piece);
+        result = h5_read_box(dataset, H5T_NATIVE_FLOAT, &piece, data, part->stride, err);
+    }
+    return result;
+}
+
+static int read_plain(struct file *raw, int64_t offset, const struct box_runs *runs, float *data, struct err *err)
+{
+    int result = 0;
+    for (int64_t n = 0; n < runs->count && result == 0; n++) {
+        int64_t index, at = box_run(runs, n, &index);
+        result = file_read(raw, offset + index * (int64_t)sizeof *data, data + at, runs->length * (int64_t)sizeof *data,
+                           err);
+    }
+    return result;
+}
+
+static int read_part(hid_t file, struct file *raw, const struct checkpoint_tensor *tensor,
+                     const struct checkpoint_part *part, struct err *err)
 {
     struct box box = checkpoint_box(tensor, part);
     if (box_elements(&box) == 0)
         return 0;
     hid_t dataset = H5Dopen2(file, tensor->path, H5P_DEFAULT);
-    int result = dataset < 0 ? h5_error(err, "cannot be opened") : 0;
-    for (int64_t n = 0, pieces = box_pieces(&box, BOX_PIECE); n < pieces && result == 0; n++) {
-        struct box piece;
-        float *data = part->data + box_piece(&box, BOX_PIECE, n, part->stride, &piece);
-        result = h5_read_box(dataset, H5T_NATIVE_FLOAT, &piece, data, part->stride, err);
-    }
-    if (dataset >= 0)
-        H5Dclose(dataset);
+    if (dataset < 0)
+        return h5_error(err, "%s: cannot be opened", tensor->path);
+    struct box_runs runs = box_runs(&box, tensor->shape, part->stride);
+    int64_t offset = h5_offset(dataset, H5T_NATIVE_FLOAT);
+    int result =
+        offset < 0 ? read_converted(dataset, &box, part, err) : read_plain(raw, offset, &runs, part->data, err);
+    H5Dclose(dataset);
     return result < 0 ? err_prefix(err, "%s", tensor->path) : 0;
 }
 
 static int read_parts(struct communicator *comm, const char *path, const struct checkpoint_tensor *tensors,
                       const struct checkpoint_part *parts, int part_count, struct err *err)
 {
-    hid_t file = h5_open_together(comm, path, false, err);
+    hid_t file = h5_open_together(comm, path, err);
     if (file < 0)
         return -1;
-    int result = 0;
-    for (int i = 0; i < part_count && result == 0; i++)
-        result = read_part(file, &tensors[parts[i].tensor], &parts[i], err);
-    if (result < 0)
-        err_prefix(err, "%s", path);
+    struct file *raw = file_open(path, false, err);
+    int result = raw ? 0 : -1;
+    for (int i = 0; i < part_count && result == 0; i++) {
+        result = read_part(file, raw, &tensors[parts[i].tensor], &parts[i], err);
+        if (result < 0)
+            err_prefix(err, "%s", path);
+    }
+    file_close(raw);
     H5Fclose(file);
     return agree(comm, result, err);
 }

@@ -73,7 +73,7 @@ int dataset_open(struct dataset **dataset, struct communicator *comm, const char
     if (agree(comm, result, err) < 0)
         return -1;
     control_broadcast(comm, &facts, sizeof facts, 0);
-    hid_t file = h5_open_together(comm, path, false, err);
+    hid_t file = h5_open_together(comm, path, err);
     if (file < 0)
         return -1;
     hid_t stream = H5Dopen2(file, "/tokens", H5P_DEFAULT);

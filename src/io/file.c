@@ -1,4 +1,4 @@
-#define _GNU_SOURCE /* fallocate, sync_file_range */
+#define _GNU_SOURCE /* fallocate, O_DIRECT, sync_file_range */
 
 #include "io/file.h"
 
@@ -58,22 +58,43 @@ char *file_in_memory(struct err *err)
     return NULL;
 }
 
+/* Move all bytes, in as many calls as it takes; -1 with errno. */
+static int read_all(int descriptor, void *data, int64_t bytes, int64_t offset)
+{
+    for (char *to = data; bytes > 0;) {
+        ssize_t moved = pread(descriptor, to, (size_t)bytes, offset);
+        if (moved <= 0) {
+            errno = moved == 0 ? ENODATA : errno;
+            return -1;
+        }
+        to += moved;
+        offset += moved;
+        bytes -= moved;
+    }
+    return 0;
+}
+
+static int write_all(int descriptor, const void *data, int64_t bytes, int64_t offset)
+{
+    for (const char *from = data; bytes > 0;) {
+        ssize_t moved = pwrite(descriptor, from, (size_t)bytes, offset);
+        if (moved < 0)
+            return -1;
+        from += moved;
+        offset += moved;
+        bytes -= moved;
+    }
+    return 0;
+}
+
 /* Bytes from ... to of one file into the other. */
 static int copy_range(int memory, int disk, off_t from, off_t to)
 {
     char buffer[65536];
-    while (from < to) {
-        size_t left = (size_t)(to - from);
-        ssize_t bytes = pread(memory, buffer, left < sizeof buffer ? left : sizeof buffer, from);
-        if (bytes <= 0)
+    for (int64_t count; from < to; from += count) {
+        count = to - from < (off_t)sizeof buffer ? to - from : (off_t)sizeof buffer;
+        if (read_all(memory, buffer, count, from) < 0 || write_all(disk, buffer, count, from) < 0)
             return -1;
-        for (ssize_t done = 0; done < bytes;) {
-            ssize_t written = pwrite(disk, buffer + done, (size_t)(bytes - done), from + done);
-            if (written < 0)
-                return -1;
-            done += written;
-        }
-        from += bytes;
     }
     return 0;
 }
@@ -105,24 +126,129 @@ int file_save(int memory, const char *path, struct err *err)
     return result;
 }
 
-int file_open_to_flush(const char *path, struct err *err)
+enum {
+    BLOCK = 4096,           /* addresses, offsets and lengths of direct transfers are multiples */
+    DIRECT_LEAST = 1 << 20, /* shorter ones are better off in the page cache */
+    PIECE = 8 << 20
+};
+
+struct file {
+    char *path;
+    int cached, direct; /* descriptors: through the page cache; past it, or -1 */
+    char *piece;        /* aligned, PIECE bytes */
+    int64_t waiting;    /* bytes written into the page cache since the disk was last told to take them up */
+};
+
+struct file *file_open(const char *path, bool write, struct err *err)
 {
-    int descriptor = open(path, O_WRONLY | O_CLOEXEC);
-    return descriptor < 0 ? system_error(err, path, "cannot be opened") : descriptor;
+    int mode = (write ? O_RDWR : O_RDONLY) | O_CLOEXEC, cached = open(path, mode);
+    if (cached < 0) {
+        system_error(err, path, "cannot be opened");
+        return NULL;
+    }
+    struct file *file = allocate(1, sizeof *file);
+    *file = (struct file){.path = copy_text(path), .cached = cached, .direct = open(path, mode | O_DIRECT)};
+    file->piece = aligned_alloc(BLOCK, PIECE);
+    if (!file->piece)
+        fatal("out of host memory: %d bytes for a file's transfers", PIECE);
+    return file;
 }
 
-void file_begin_flush(int descriptor, int64_t offset, int64_t bytes)
+void file_close(struct file *file)
 {
-    /* a hint: where the file system does not know it, file_flush_and_close() does all the work */
-    (void)sync_file_range(descriptor, offset, bytes, SYNC_FILE_RANGE_WRITE);
+    if (!file)
+        return;
+    close(file->cached);
+    if (file->direct >= 0)
+        close(file->direct);
+    free(file->piece);
+    free(file->path);
+    free(file);
 }
 
-int file_flush_and_close(int descriptor, const char *path, struct err *err)
+/* A file system may let a file be opened for direct transfers and then refuse them: from now on through the cache. */
+static bool refused(struct file *file)
 {
-    int result = fsync(descriptor) != 0 ? system_error(err, path, "cannot be flushed to disk") : 0;
-    if (close(descriptor) != 0 && result == 0)
-        result = system_error(err, path, "cannot be closed");
-    return result;
+    if (errno != EINVAL)
+        return false;
+    close(file->direct);
+    file->direct = -1;
+    return true;
+}
+
+static int write_cached(struct file *file, const char *from, int64_t bytes, int64_t offset)
+{
+    file->waiting += bytes;
+    return write_all(file->cached, from, bytes, offset);
+}
+
+/* offset and bytes are multiples of BLOCK */
+static int write_direct(struct file *file, const char *from, int64_t bytes, int64_t offset)
+{
+    for (int64_t count; bytes > 0; from += count, offset += count, bytes -= count) {
+        count = bytes < PIECE ? bytes : PIECE;
+        memcpy(file->piece, from, (size_t)count);
+        if (write_all(file->direct, file->piece, count, offset) < 0)
+            return refused(file) ? write_cached(file, from, bytes, offset) : -1;
+    }
+    return 0;
+}
+
+static int read_direct(struct file *file, char *to, int64_t bytes, int64_t offset)
+{
+    for (int64_t count; bytes > 0; to += count, offset += count, bytes -= count) {
+        count = bytes < PIECE ? bytes : PIECE;
+        if (read_all(file->direct, file->piece, count, offset) < 0)
+            return refused(file) ? read_all(file->cached, to, bytes, offset) : -1;
+        memcpy(to, file->piece, (size_t)count);
+    }
+    return 0;
+}
+
+/* A transfer's bytes before the first and in the whole blocks that may go past the cache. */
+struct split {
+    int64_t head, blocks;
+};
+
+static struct split split(const struct file *file, int64_t offset, int64_t bytes)
+{
+    if (file->direct < 0 || bytes < DIRECT_LEAST)
+        return (struct split){.head = bytes};
+    int64_t head = (BLOCK - offset % BLOCK) % BLOCK;
+    return (struct split){.head = head, .blocks = (bytes - head) / BLOCK * BLOCK};
+}
+
+int file_write(struct file *file, int64_t offset, const void *data, int64_t bytes, struct err *err)
+{
+    const char *from = data;
+    struct split of = split(file, offset, bytes);
+    int64_t tail = of.head + of.blocks;
+    if (write_cached(file, from, of.head, offset) < 0 ||
+        write_direct(file, from + of.head, of.blocks, offset + of.head) < 0 ||
+        write_cached(file, from + tail, bytes - tail, offset + tail) < 0)
+        return system_error(err, file->path, "cannot be written");
+    if (file->waiting >= PIECE) { /* the disk works while the next bytes are made; a hint */
+        (void)sync_file_range(file->cached, 0, 0, SYNC_FILE_RANGE_WRITE);
+        file->waiting = 0;
+    }
+    return 0;
+}
+
+int file_read(struct file *file, int64_t offset, void *data, int64_t bytes, struct err *err)
+{
+    char *to = data;
+    struct split of = split(file, offset, bytes);
+    int64_t tail = of.head + of.blocks;
+    if (read_all(file->cached, to, of.head, offset) < 0 ||
+        read_direct(file, to + of.head, of.blocks, offset + of.head) < 0 ||
+        read_all(file->cached, to + tail, bytes - tail, offset + tail) < 0)
+        return system_error(err, file->path, "cannot be read");
+    return 0;
+}
+
+int file_flush(struct file *file, struct err *err)
+{
+    return fsync(file->cached) != 0 ? system_error(err, file->path, "cannot be flushed to disk") : 0;
 }
 
 int file_publish(const char *partial, const char *path, struct err *err)

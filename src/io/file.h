@@ -1,7 +1,9 @@
-/* Files and folders on disk: what makes a file durable. Local; errors carry the system's message. */
+/* Files and folders on disk: moving many bytes, and what makes a file durable. Local; errors carry the path and the
+ * system's message. */
 #ifndef IO_FILE_H
 #define IO_FILE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -17,14 +19,19 @@ char *file_in_memory(struct err *err);
  * system can: so a full disk is found before much is written, and the blocks lie together. */
 int file_save(int memory, const char *path, struct err *err);
 
-/* Opens an existing file for file_begin_flush() and file_flush(); returns the descriptor. */
-int file_open_to_flush(const char *path, struct err *err);
+/* An open file that exists. Long transfers go past the page cache where the file system allows it: what is written
+ * once and read once, by others, needs no second copy in memory, and making one takes longer than a fast disk does. */
+struct file;
 
-/* Starts to write these bytes to disk and does not wait for it, so that the disk works while the next are made. */
-void file_begin_flush(int descriptor, int64_t offset, int64_t bytes);
+struct file *file_open(const char *path, bool write, struct err *err); /* NULL on error */
+void file_close(struct file *file);                                    /* NULL is allowed */
 
-/* Waits until all that was written is on disk; closes the descriptor in any case. */
-int file_flush_and_close(int descriptor, const char *path, struct err *err);
+/* Moves any number of bytes; reading beyond the file's end is an error. */
+int file_write(struct file *file, int64_t offset, const void *data, int64_t bytes, struct err *err);
+int file_read(struct file *file, int64_t offset, void *data, int64_t bytes, struct err *err);
+
+/* Waits until all that this process wrote is on disk. */
+int file_flush(struct file *file, struct err *err);
 
 /* Renames and flushes the folder: the file is complete under its final name, replacing an older one, also after a
  * power cut. */

@@ -65,24 +65,14 @@ static hid_t access_alone(void)
     return access;
 }
 
-static hid_t open_alone(const char *path, unsigned mode, struct err *err)
+hid_t h5_open(const char *path, struct err *err)
 {
     hid_t access = access_alone();
-    hid_t file = H5Fopen(path, mode, access);
+    hid_t file = H5Fopen(path, H5F_ACC_RDONLY, access);
     if (file < 0)
         h5_error(err, "%s: cannot be opened as an HDF5 file", path);
     H5Pclose(access);
     return file;
-}
-
-hid_t h5_open(const char *path, struct err *err)
-{
-    return open_alone(path, H5F_ACC_RDONLY, err);
-}
-
-hid_t h5_open_to_write(const char *path, struct err *err)
-{
-    return open_alone(path, H5F_ACC_RDWR, err);
 }
 
 hid_t h5_create(struct err *err)
@@ -116,12 +106,12 @@ int h5_save(hid_t file, const char *path, struct err *err)
     return result;
 }
 
-hid_t h5_open_together(struct communicator *comm, const char *path, bool write, struct err *err)
+hid_t h5_open_together(struct communicator *comm, const char *path, struct err *err)
 {
     hid_t access = access_alone();
     hid_t file = -1;
     if (H5Pset_fapl_mpio(access, comm->mpi, MPI_INFO_NULL) >= 0)
-        file = H5Fopen(path, write ? H5F_ACC_RDWR : H5F_ACC_RDONLY, access);
+        file = H5Fopen(path, H5F_ACC_RDONLY, access);
     int result = file < 0 ? h5_error(err, "%s: cannot be opened with MPI-IO", path) : 0;
     H5Pclose(access);
     if (agree(comm, result, err) < 0) {
@@ -227,6 +217,16 @@ H5T_class_t h5_class(hid_t dataset)
     H5T_class_t class = type < 0 ? H5T_NO_CLASS : H5Tget_class(type);
     H5Tclose(type);
     return class;
+}
+
+int64_t h5_offset(hid_t dataset, hid_t type)
+{
+    haddr_t offset = H5Dget_offset(dataset); /* undefined for other layouts than contiguous */
+    hid_t stored = H5Dget_type(dataset);
+    bool alike = stored >= 0 && H5Tequal(stored, type) > 0;
+    H5Tclose(stored);
+    H5Eclear2(H5E_DEFAULT);
+    return alike && offset != HADDR_UNDEF ? (int64_t)offset : -1;
 }
 
 /* `to` or `from` is the memory; the other is NULL. */

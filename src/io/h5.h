@@ -2,10 +2,9 @@
  * message; HDF5 itself prints nothing. Identifiers are closed with HDF5's own functions; an HDF5 call forgets the
  * message of the one before.
  *
- * One rank composes a file (groups, datasets, attributes) in memory and saves it; then all ranks open it together and
- * write the elements. So no metadata changes under several hands, no collective call of HDF5's depends on what one rank
- * alone can find wrong, each transfer is independent, and the disk fails in our own system calls or in a transfer:
- * HDF5 1.10 does not survive the failure of its own writing of metadata. */
+ * One rank composes a file (groups, datasets, attributes) in memory and saves it; then all ranks write the elements at
+ * their places in the file (h5_offset). So no metadata changes under several hands, and the disk fails in our own
+ * system calls alone: HDF5 1.10 does not survive the failure of its own writing of metadata. */
 #ifndef IO_H5_H
 #define IO_H5_H
 
@@ -24,18 +23,15 @@ int h5_error(struct err *err, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Opens a file to read it, on this rank alone. An HDF5 file that is not whole is refused. */
 hid_t h5_open(const char *path, struct err *err);
 
-/* Opens a file on this rank alone to write elements. */
-hid_t h5_open_to_write(const char *path, struct err *err);
-
 /* Begins a file in memory. Object headers and indices carry checksums; the bytes depend on the contents alone. */
 hid_t h5_create(struct err *err);
 
 /* Saves and closes a file in memory: the file on disk has the same bytes, holes where its datasets' elements belong. */
 int h5_save(hid_t file, const char *path, struct err *err);
 
-/* Opens a file to read or write raw data with MPI-IO, for independent transfers (H5P_DEFAULT). Collective over comm, as
- * is H5Fclose: all ranks get the file, or all -1 and the same text. */
-hid_t h5_open_together(struct communicator *comm, const char *path, bool write, struct err *err);
+/* Opens a file to read it with MPI-IO, for independent transfers (H5P_DEFAULT). Collective over comm, as is H5Fclose:
+ * all ranks get the file, or all -1 and the same text. */
+hid_t h5_open_together(struct communicator *comm, const char *path, struct err *err);
 
 /* Whether the object is there; every group on its absolute path is looked for too. */
 bool h5_exists(hid_t file, const char *path);
@@ -49,6 +45,10 @@ int h5_shape(hid_t dataset, int64_t *shape, struct err *err);
 
 /* The class of an open dataset's elements; H5T_NO_CLASS where it cannot be told. */
 H5T_class_t h5_class(hid_t dataset);
+
+/* Where in the file the elements of a dataset lie one after another as values of `type`, in bytes; -1 where they do not
+ * (other layouts and types, or nothing was ever written). */
+int64_t h5_offset(hid_t dataset, hid_t type);
 
 /* Moves a box of a dataset from or to memory, where consecutive indices of the first axis are `stride` elements of
  * `type` apart and the others are contiguous. Independent; cut it (box_piece) so that it stays below 1 GiB. */

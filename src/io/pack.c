@@ -23,9 +23,8 @@ enum {
 struct target {
     char *path, *partial;
     int64_t first, tokens;
-    hid_t file, stream;
-    int descriptor;
-    haddr_t offset; /* of the tokens in the file */
+    struct file *file; /* NULL: not open */
+    int64_t offset;    /* of the tokens in the file, bytes */
 };
 
 /* Sizes of the inputs; each a regular file. */
@@ -89,16 +88,16 @@ static int put_vocabulary(hid_t file, struct err *err)
                : put_array(file, "/vocabulary/offsets", H5T_STD_U64LE, H5T_NATIVE_UINT64, offsets, VOCABULARY + 1, err);
 }
 
-static int describe(hid_t file, const struct pack *job, const int64_t *sizes, const struct target *target,
-                    struct err *err)
+static int describe(hid_t file, const struct pack *job, const int64_t *sizes, struct target *target, struct err *err)
 {
     if (h5_put_format(file, "ppmodel-dataset", 1, err) < 0 || h5_put_int64(file, "vocabulary", VOCABULARY, err) < 0 ||
         h5_put_text(file, "tokenizer", "bytes", err) < 0 || put_documents(file, job, sizes, target, err) < 0 ||
         put_vocabulary(file, err) < 0)
         return -1;
-    hid_t stream = h5_create_dataset(file, "/tokens", H5T_STD_U16LE, 1, &target->tokens, err);
+    hid_t stream = h5_create_dataset(file, "/tokens", H5T_NATIVE_UINT16, 1, &target->tokens, err);
     if (stream < 0)
         return -1;
+    target->offset = h5_offset(stream, H5T_NATIVE_UINT16);
     H5Dclose(stream);
     return 0;
 }
@@ -114,15 +113,8 @@ static int begin_target(struct target *target, const struct pack *job, const int
     }
     if (h5_save(file, target->partial, err) < 0)
         return -1;
-    target->file = h5_open_to_write(target->partial, err);
-    if (target->file < 0)
-        return -1;
-    target->stream = H5Dopen2(target->file, "/tokens", H5P_DEFAULT);
-    target->offset = target->stream < 0 ? HADDR_UNDEF : H5Dget_offset(target->stream);
-    if (target->offset == HADDR_UNDEF)
-        return h5_error(err, "%s: /tokens cannot be opened", target->partial);
-    target->descriptor = file_open_to_flush(target->partial, err);
-    return target->descriptor < 0 ? -1 : 0;
+    target->file = file_open(target->partial, true, err);
+    return target->file ? 0 : -1;
 }
 
 /* Writes the part of the stream's bytes from ... from + count - 1 that belongs to the target. */
@@ -137,29 +129,17 @@ static int put_tokens(struct target *target, int64_t from, int64_t count, const 
     for (int64_t i = 0; i < count; i++)
         tokens[i] = bytes[skip + i];
     int64_t start = from + skip - target->first;
-    struct box box = box_make(1, &start, &count);
-    if (h5_write_box(target->stream, H5T_NATIVE_UINT16, &box, tokens, 1, err) < 0)
-        return err_prefix(err, "%s: /tokens", target->partial);
-    file_begin_flush(target->descriptor, (int64_t)target->offset + start * 2, count * 2);
-    return 0;
+    return file_write(target->file, target->offset + start * (int64_t)sizeof *tokens, tokens,
+                      count * (int64_t)sizeof *tokens, err);
 }
 
-/* Closes what is open of a target; with keep it becomes a complete file, else it is removed. */
+/* Closes a target; with keep all of it is on disk then, else it is removed. */
 static int end_target(struct target *target, bool keep, struct err *err)
 {
-    int result = 0;
-    if (target->stream >= 0)
-        H5Dclose(target->stream);
-    if (target->file >= 0 && H5Fclose(target->file) < 0 && keep)
-        result = h5_error(err, "%s: cannot be closed", target->partial);
+    int result = keep ? file_flush(target->file, err) : 0;
+    file_close(target->file);
+    target->file = NULL;
     struct err second;
-    if (target->descriptor >= 0 && file_flush_and_close(target->descriptor, target->partial, &second) < 0 && keep &&
-        result == 0) {
-        *err = second;
-        result = -1;
-    }
-    target->stream = target->file = -1;
-    target->descriptor = -1;
     if (!keep || result < 0)
         (void)file_remove(target->partial, &second); /* the first error is the one to tell */
     return result;
@@ -287,9 +267,8 @@ enum exit_code pack(const struct pack *job, struct packed *packed, struct err *e
     packed->tokens = all - validation;
     packed->validation_tokens = validation;
     packed->validation_path = validation > 0 ? validation_path(job->output) : NULL;
-    struct target targets[2] = {
-        {.path = copy_text(job->output), .tokens = packed->tokens, .file = -1, .stream = -1, .descriptor = -1},
-        {.first = packed->tokens, .tokens = validation, .file = -1, .stream = -1, .descriptor = -1}};
+    struct target targets[2] = {{.path = copy_text(job->output), .tokens = packed->tokens},
+                                {.first = packed->tokens, .tokens = validation}};
     targets[0].partial = file_partial(targets[0].path);
     if (validation > 0) {
         targets[1].path = copy_text(packed->validation_path);

@@ -16,14 +16,10 @@ static int64_t samples_of(const struct settings *settings, const struct dataset 
     return batches > 0 && batches <= all / batch ? batches * batch : all;
 }
 
+/* `path`: whose weights these are. */
 static int evaluate(const struct job *job, struct settings *settings, struct trainer *trainer, struct dataset *dataset,
-                    struct err *err)
+                    const char *path, struct err *err)
 {
-    char path[SETTINGS_STRING_MAX + 32];
-    if (mode_resume(job, settings, trainer, false, path, err) < 0)
-        return -1;
-    if (!path[0])
-        return err_set(err, "&run mode = 'evaluate': %s holds no checkpoint", settings->checkpoint.directory);
     int64_t samples = samples_of(settings, dataset);
     double loss = trainer_evaluate(trainer, dataset, samples);
     log_line("weights         %s", path);
@@ -50,14 +46,19 @@ enum exit_code mode_evaluate(const struct job *job, struct settings *settings)
     struct err err = {0};
     struct trainer *trainer = NULL;
     struct dataset *dataset = NULL;
+    char path[SETTINGS_STRING_MAX + 32];
     int result = mode_open_dataset(job, settings, settings->data.validation, 1, &dataset, &err);
     if (result == 0)
         result = trainer_create(&trainer, job, settings, false, &err);
     if (result == 0)
+        result = mode_resume(job, settings, trainer, false, path, &err);
+    if (result == 0 && !path[0])
+        result = err_set(&err, "&run mode = 'evaluate': %s holds no checkpoint", settings->checkpoint.directory);
+    if (result == 0)
         result = mode_write_resolved(job, settings, &err);
     if (result == 0) {
         trainer_describe(trainer);
-        result = evaluate(job, settings, trainer, dataset, &err);
+        result = evaluate(job, settings, trainer, dataset, path, &err);
     }
     dataset_close(dataset);
     trainer_destroy(trainer);

@@ -1,0 +1,140 @@
+#include "base/trace.h"
+#include "run/executor_state.h"
+
+/* The tag of what a stage sends: messages of different stages never share one, and those of one stage, which are
+ * received in the order of sending, only from afar. */
+static int message_tag(const struct executor *executor, int stage, int microbatch)
+{
+    int each = 32768 / executor->schedule->chunks; /* tags of one stage on its rank */
+    return stage / executor->schedule->ranks * each + microbatch % each;
+}
+
+static void trace_message(const struct executor *executor, const struct local_stage *stage,
+                          const struct message *message, const char *name, enum trace_lane lane)
+{
+    if (trace_is_open())
+        trace_record(&(struct trace_span){.name = name,
+                                          .begin = message->begin,
+                                          .end = clock_seconds(),
+                                          .bytes = (int64_t)message->bytes,
+                                          .step = (int)executor->step->number,
+                                          .stage = stage->stage,
+                                          .microbatch = message->microbatch,
+                                          .lane = lane});
+}
+
+static struct communicator *channel(const struct executor *executor, enum message_kind kind)
+{
+    return kind == MESSAGE_ACTIVATION ? executor->grid->activations : executor->grid->gradients;
+}
+
+/* Takes back the buffer of a send that has completed. */
+static void finish_send(struct executor *executor, struct local_stage *stage, enum message_kind kind,
+                        struct message *send)
+{
+    trace_message(executor, stage, send, kind == MESSAGE_ACTIVATION ? "SEND_ACTIVATION" : "SEND_GRADIENT", TRACE_SEND);
+    send->transfer = NULL;
+    pool_give(kind == MESSAGE_ACTIVATION ? &stage->outputs : &stage->in_gradients, &send->buffer);
+}
+
+void executor_progress(void *of)
+{
+    struct executor *executor = of;
+    for (int chunk = 0; chunk < executor->schedule->chunks; chunk++)
+        for (int kind = 0; kind < MESSAGE_KINDS; kind++)
+            for (int i = 0; i < SEND_SLOTS; i++) {
+                struct message *send = &executor->stages[chunk].sends[kind][i];
+                if (send->transfer && channel(executor, kind)->ops->test(send->transfer))
+                    finish_send(executor, &executor->stages[chunk], kind, send);
+            }
+    executor->grid->activations->ops->progress(executor->grid->activations);
+    executor->grid->gradients->ops->progress(executor->grid->gradients);
+    if (executor->step->progress)
+        executor->step->progress(executor->step->of);
+}
+
+void executor_post_receives(struct executor *executor, struct local_stage *stage, enum message_kind kind)
+{
+    struct pool *pool = kind == MESSAGE_ACTIVATION ? &stage->inputs : &stage->out_gradients;
+    int producer = kind == MESSAGE_ACTIVATION ? stage->stage - 1 : stage->stage + 1;
+    while (stage->received[kind] < stage->receive_count[kind] && pool->free_count > 0) {
+        int microbatch = stage->receive_order[kind][stage->received[kind]++];
+        struct cell *cell = &stage->cells[microbatch];
+        int64_t sequences = executor->step->sequences[microbatch];
+        if (sequences == 0)
+            continue;
+        char **buffer = kind == MESSAGE_ACTIVATION ? &cell->input : &cell->out_gradient;
+        struct message *message = kind == MESSAGE_ACTIVATION ? &cell->input_message : &cell->gradient_message;
+        size_t bytes = kind == MESSAGE_ACTIVATION ? stage_input_bytes(stage->computation, sequences)
+                                                  : stage_output_bytes(stage->computation, sequences);
+        *buffer = pool_take(pool, "received messages");
+        *message = (struct message){.begin = clock_seconds(), .bytes = bytes, .microbatch = microbatch};
+        struct communicator *comm = channel(executor, kind);
+        message->transfer = comm->ops->receive(comm, *buffer, bytes, schedule_rank_of(executor->schedule, producer),
+                                               message_tag(executor, producer, microbatch));
+    }
+}
+
+void executor_finish_receive(struct executor *executor, struct local_stage *stage, enum message_kind kind,
+                             struct message *message)
+{
+    if (!message->transfer)
+        return;
+    channel(executor, kind)->ops->wait(message->transfer);
+    message->transfer = NULL;
+    trace_message(executor, stage, message, kind == MESSAGE_ACTIVATION ? "RECEIVE_ACTIVATION" : "RECEIVE_GRADIENT",
+                  TRACE_RECEIVE);
+}
+
+char *executor_send_buffer(struct executor *executor, struct local_stage *stage, enum message_kind kind)
+{
+    struct pool *pool = kind == MESSAGE_ACTIVATION ? &stage->outputs : &stage->in_gradients;
+    while (pool->free_count == 0) {
+        struct message *oldest = NULL;
+        for (int i = 0; i < SEND_SLOTS; i++) {
+            struct message *send = &stage->sends[kind][i];
+            if (send->transfer && (!oldest || send->begin < oldest->begin))
+                oldest = send;
+        }
+        if (!oldest)
+            break; /* pool_take says what is wrong */
+        channel(executor, kind)->ops->wait(oldest->transfer);
+        finish_send(executor, stage, kind, oldest);
+    }
+    return pool_take(pool, "messages to be sent");
+}
+
+void executor_start_send(struct executor *executor, const struct instruction *item, enum message_kind kind)
+{
+    struct local_stage *stage = local(executor, item->stage);
+    int64_t sequences = executor->step->sequences[item->microbatch];
+    if (sequences == 0)
+        return;
+    struct message *send = stage->sends[kind];
+    while (send->transfer)
+        send++;
+    struct cell *cell = &stage->cells[item->microbatch];
+    char **buffer = kind == MESSAGE_ACTIVATION ? &cell->output : &cell->in_gradient;
+    *send = (struct message){.buffer = *buffer,
+                             .begin = clock_seconds(),
+                             .bytes = kind == MESSAGE_ACTIVATION ? stage_output_bytes(stage->computation, sequences)
+                                                                 : stage_input_bytes(stage->computation, sequences),
+                             .microbatch = item->microbatch};
+    *buffer = NULL;
+    struct communicator *comm = channel(executor, kind);
+    send->transfer = comm->ops->send(comm, send->buffer, send->bytes, item->peer,
+                                     message_tag(executor, item->stage, item->microbatch));
+}
+
+void executor_finish_sends(struct executor *executor)
+{
+    for (int chunk = 0; chunk < executor->schedule->chunks; chunk++)
+        for (int kind = 0; kind < MESSAGE_KINDS; kind++)
+            for (int i = 0; i < SEND_SLOTS; i++) {
+                struct message *send = &executor->stages[chunk].sends[kind][i];
+                if (!send->transfer)
+                    continue;
+                channel(executor, kind)->ops->wait(send->transfer);
+                finish_send(executor, &executor->stages[chunk], kind, send);
+            }
+}

@@ -1,0 +1,230 @@
+#include "base/trace.h"
+#include "run/executor_state.h"
+
+static struct stage_run run_of(struct executor *executor, const struct local_stage *stage, int microbatch)
+{
+    const struct cell *cell = &stage->cells[microbatch];
+    return (struct stage_run){.sequences = executor->step->sequences[microbatch],
+                              .input = cell->input,
+                              .output = cell->output,
+                              .out_gradient = cell->out_gradient,
+                              .in_gradient = cell->in_gradient,
+                              .set = cell->set,
+                              .pending = cell->pending,
+                              .fields = stage->fields,
+                              .losses = executor->losses ? executor->losses + microbatch * executor->rows : NULL};
+}
+
+/* The fields of one microbatch. */
+static void set_fields(struct executor *executor, struct local_stage *stage, int microbatch)
+{
+    for (int i = 0; i < stage_field_count(stage->computation); i++)
+        stage->fields[i] = executor->step->fields[stage->field_of[i]] + microbatch * executor->rows;
+}
+
+static void release(struct executor *executor, struct local_stage *stage, struct cell *cell)
+{
+    executor->sets_in_use--;
+    pool_give(&stage->sets, &cell->set);
+    pool_give(&stage->pending, &cell->pending);
+    pool_give(&stage->inputs, &cell->input);
+    pool_give(&stage->out_gradients, &cell->out_gradient);
+}
+
+static void forward(struct executor *executor, const struct instruction *item)
+{
+    struct local_stage *stage = local(executor, item->stage);
+    struct cell *cell = &stage->cells[item->microbatch];
+    executor_finish_receive(executor, stage, MESSAGE_ACTIVATION, &cell->input_message);
+    cell->set = pool_take(&stage->sets, "activation sets");
+    if (++executor->sets_in_use > executor->peak_sets)
+        executor->peak_sets = executor->sets_in_use;
+    if (on_this_rank(executor, item->stage + 1)) {
+        struct local_stage *next = local(executor, item->stage + 1);
+        next->cells[item->microbatch].input = pool_take(&next->inputs, "activations handed over");
+        cell->output = next->cells[item->microbatch].input;
+    } else if (item->stage + 1 < executor->schedule->stages) {
+        cell->output = executor_send_buffer(executor, stage, MESSAGE_ACTIVATION);
+    }
+}
+
+static void after_forward(struct executor *executor, const struct instruction *item)
+{
+    struct local_stage *stage = local(executor, item->stage);
+    struct cell *cell = &stage->cells[item->microbatch];
+    if (on_this_rank(executor, item->stage + 1))
+        cell->output = NULL; /* the next stage's input now */
+    if (executor->schedule->forward_only)
+        release(executor, stage, cell);
+}
+
+static void before_backward(struct executor *executor, const struct instruction *item)
+{
+    struct local_stage *stage = local(executor, item->stage);
+    struct cell *cell = &stage->cells[item->microbatch];
+    executor_finish_receive(executor, stage, MESSAGE_GRADIENT, &cell->gradient_message);
+    cell->pending = pool_take(&stage->pending, "pending sets");
+    if (on_this_rank(executor, item->stage - 1)) {
+        struct local_stage *next = local(executor, item->stage - 1);
+        next->cells[item->microbatch].out_gradient = pool_take(&next->out_gradients, "gradients handed over");
+        cell->in_gradient = next->cells[item->microbatch].out_gradient;
+    } else if (item->stage > 0) {
+        cell->in_gradient = executor_send_buffer(executor, stage, MESSAGE_GRADIENT);
+    }
+}
+
+static void after_backward(struct executor *executor, const struct instruction *item)
+{
+    struct local_stage *stage = local(executor, item->stage);
+    struct cell *cell = &stage->cells[item->microbatch];
+    if (item->op != BACKWARD_WEIGHT && on_this_rank(executor, item->stage - 1))
+        cell->in_gradient = NULL;
+    if (item->op != BACKWARD_INPUT)
+        release(executor, stage, cell);
+}
+
+/* Whether this is the stage's last weight gradient of the step. */
+static bool is_last_weight(const struct executor *executor, int64_t index)
+{
+    int stage = executor->list->items[index].stage;
+    for (int64_t i = index + 1; i < executor->list->count; i++) {
+        struct instruction item = executor->list->items[i];
+        if (item.stage == stage && (item.op == BACKWARD || item.op == BACKWARD_WEIGHT))
+            return false;
+        if (item.stage == stage && item.op == REDUCE_GRADIENTS)
+            return true;
+    }
+    return true;
+}
+
+static void compute(struct executor *executor, int64_t index)
+{
+    const struct instruction *item = &executor->list->items[index];
+    const struct device *device = executor->context.device;
+    struct stream *stream = executor->context.stream;
+    struct local_stage *stage = local(executor, item->stage);
+    if (executor->step->sequences[item->microbatch] == 0)
+        return;
+    if (item->op == FORWARD)
+        forward(executor, item);
+    else if (item->op != BACKWARD_WEIGHT)
+        before_backward(executor, item);
+    set_fields(executor, stage, item->microbatch);
+    struct stage_run run = run_of(executor, stage, item->microbatch);
+    device->event_record(stream, executor->events[2 * index]);
+    switch (item->op) {
+    case FORWARD:
+        stage_forward(stage->computation, &executor->context, &run);
+        break;
+    case BACKWARD:
+    case BACKWARD_WEIGHT:
+        if (is_last_weight(executor, index)) {
+            run.layer_done = executor->step->layer_done;
+            run.of = executor->step->of;
+        }
+        run.accumulate_weight = stage->begun_weight;
+        stage->begun_weight = true;
+        if (item->op == BACKWARD) {
+            run.accumulate_input = stage->begun_input;
+            stage->begun_input = true;
+            stage_backward(stage->computation, &executor->context, &run);
+        } else {
+            stage_backward_weight(stage->computation, &executor->context, &run);
+        }
+        break;
+    case BACKWARD_INPUT:
+        run.accumulate_input = stage->begun_input;
+        stage->begun_input = true;
+        stage_backward_input(stage->computation, &executor->context, &run);
+        break;
+    case SEND_ACTIVATION:
+    case RECEIVE_ACTIVATION:
+    case SEND_GRADIENT:
+    case RECEIVE_GRADIENT:
+    case REDUCE_GRADIENTS:
+    case OPTIMIZER_STEP:
+        break;
+    }
+    device->event_record(stream, executor->events[2 * index + 1]);
+    if (item->op == FORWARD)
+        after_forward(executor, item);
+    else
+        after_backward(executor, item);
+}
+
+/* Adds up the computations and puts them into the trace. */
+static void account(struct executor *executor, struct executor_result *result)
+{
+    const struct device *device = executor->context.device;
+    *result = (struct executor_result){0};
+    for (int64_t i = 0; i < executor->list->count; i++) {
+        struct instruction item = executor->list->items[i];
+        if (!executor->events[2 * i] || executor->step->sequences[item.microbatch] == 0)
+            continue;
+        double begin = device->event_seconds(executor->events[2 * i]);
+        double end = device->event_seconds(executor->events[2 * i + 1]);
+        result->busy += end - begin;
+        if (end > result->last_backward)
+            result->last_backward = end;
+        if (trace_is_open())
+            trace_record(&(struct trace_span){.name = instruction_name(item.op),
+                                              .begin = begin,
+                                              .end = end,
+                                              .bytes = -1,
+                                              .step = (int)executor->step->number,
+                                              .stage = item.stage,
+                                              .microbatch = item.microbatch,
+                                              .lane = TRACE_COMPUTE});
+    }
+}
+
+void executor_run(struct executor *executor, const struct executor_step *step, struct executor_result *result)
+{
+    executor->step = step;
+    executor->context.progress = executor_progress;
+    executor->context.progress_of = executor;
+    executor->sets_in_use = executor->peak_sets = 0;
+    for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
+        struct local_stage *stage = &executor->stages[chunk];
+        stage->received[MESSAGE_ACTIVATION] = stage->received[MESSAGE_GRADIENT] = 0;
+        stage->begun_input = stage->begun_weight = false;
+    }
+    bool begun = false;
+    for (int64_t i = 0; i < executor->list->count; i++) {
+        const struct instruction *item = &executor->list->items[i];
+        error_set_activity(executor->activities[i]);
+        for (int chunk = 0; chunk < executor->schedule->chunks; chunk++)
+            for (int kind = 0; kind < MESSAGE_KINDS; kind++)
+                executor_post_receives(executor, &executor->stages[chunk], kind);
+        switch (item->op) {
+        case FORWARD:
+        case BACKWARD:
+        case BACKWARD_INPUT:
+        case BACKWARD_WEIGHT:
+            compute(executor, i);
+            break;
+        case SEND_ACTIVATION:
+            executor_start_send(executor, item, MESSAGE_ACTIVATION);
+            if (!begun && step->between)
+                step->between(step->of);
+            begun = true;
+            break;
+        case SEND_GRADIENT:
+            executor_start_send(executor, item, MESSAGE_GRADIENT);
+            break;
+        case REDUCE_GRADIENTS:
+            if (step->stage_done)
+                step->stage_done(step->of, item->stage);
+            break;
+        case RECEIVE_ACTIVATION: /* posted ahead */
+        case RECEIVE_GRADIENT:
+        case OPTIMIZER_STEP: /* the caller's */
+            break;
+        }
+    }
+    error_set_activity(NULL);
+    if (!begun && step->between)
+        step->between(step->of);
+    executor_finish_sends(executor);
+    account(executor, result);
+}

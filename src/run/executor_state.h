@@ -1,0 +1,83 @@
+/* The interpreter's own state, shared by its files: executor.c makes it, executor_messages.c sends and receives,
+ * executor_run.c runs the list. */
+#ifndef RUN_EXECUTOR_STATE_H
+#define RUN_EXECUTOR_STATE_H
+
+#include "run/executor.h"
+#include "run/pool.h"
+
+/* A message under way, and for sends the buffer that it occupies. */
+struct message {
+    struct transfer *transfer; /* NULL: none */
+    char *buffer;
+    double begin;
+    size_t bytes;
+    int microbatch;
+};
+
+/* Buffers of one microbatch at one stage; NULL while there is none. */
+struct cell {
+    char *input, *output, *out_gradient, *in_gradient, *set, *pending;
+    struct message input_message, gradient_message; /* receives */
+};
+
+struct local_stage {
+    int stage;
+    struct stage *computation;
+    struct stage_slots slots;
+    struct pool sets, pending, inputs, outputs, out_gradients, in_gradients;
+    struct cell *cells;                /* [microbatches] */
+    int *receive_order[MESSAGE_KINDS]; /* microbatches as the list receives them */
+    int receive_count[MESSAGE_KINDS], received[MESSAGE_KINDS];
+    struct message sends[MESSAGE_KINDS][SEND_SLOTS];
+    const int32_t *fields[LAYER_MAX_FIELDS];
+    int field_of[LAYER_MAX_FIELDS]; /* in executor_field_names */
+    bool begun_input, begun_weight; /* a gradient was written in this step: accumulate */
+};
+
+struct executor {
+    const struct grid *grid;
+    const struct schedule *schedule;
+    const struct instruction_list *list;
+    struct context context;
+    struct local_stage *stages; /* [chunks] */
+    char (*activities)[64];     /* [list->count] what the rank is doing, for messages */
+    struct event **events;      /* [2 * list->count] begin and end of computations, NULL for others */
+    float *losses;              /* [microbatches, rows] */
+    int64_t rows;               /* tokens of a full microbatch */
+    int64_t sequence;
+    const struct executor_step *step;
+    int sets_in_use, peak_sets;
+};
+
+static inline struct local_stage *local(const struct executor *executor, int stage)
+{
+    return &executor->stages[stage / executor->schedule->ranks];
+}
+
+static inline bool on_this_rank(const struct executor *executor, int stage)
+{
+    return stage >= 0 && stage < executor->schedule->stages &&
+           schedule_rank_of(executor->schedule, stage) == executor->grid->p;
+}
+
+/* Posts as many receives for the stage as there are buffers, in the order of the list. */
+void executor_post_receives(struct executor *executor, struct local_stage *stage, enum message_kind kind);
+
+/* Waits for a message that was posted, if any. */
+void executor_finish_receive(struct executor *executor, struct local_stage *stage, enum message_kind kind,
+                             struct message *message);
+
+/* A free buffer for a message to be sent; waits for the oldest send of that kind when all are under way. */
+char *executor_send_buffer(struct executor *executor, struct local_stage *stage, enum message_kind kind);
+
+/* Starts the send that the instruction asks for, from the buffer that the computation before has filled. */
+void executor_start_send(struct executor *executor, const struct instruction *item, enum message_kind kind);
+
+/* Waits for all sends. */
+void executor_finish_sends(struct executor *executor);
+
+/* Called between matmuls, `of` is the executor: lets messages move and notes which sends are through. */
+void executor_progress(void *of);
+
+#endif

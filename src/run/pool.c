@@ -1,0 +1,47 @@
+#include "run/pool.h"
+
+#include <stdlib.h>
+
+#include "base/error.h"
+#include "base/memory.h"
+
+void pool_create(struct pool *pool, int count, size_t each)
+{
+    *pool = (struct pool){.each = (each / 64 + 1) * 64, .count = count}; /* never 0: a stage may keep nothing */
+    pool->free = allocate((size_t)count, sizeof *pool->free);
+}
+
+void pool_destroy(struct pool *pool)
+{
+    free(pool->free);
+    *pool = (struct pool){0};
+}
+
+size_t pool_bytes(const struct pool *pool)
+{
+    return (size_t)pool->count * pool->each;
+}
+
+void pool_attach(struct pool *pool, char **memory)
+{
+    pool->base = *memory;
+    *memory += pool_bytes(pool);
+    pool->free_count = pool->count;
+    for (int i = 0; i < pool->count; i++)
+        pool->free[i] = pool->count - 1 - i;
+}
+
+char *pool_take(struct pool *pool, const char *what)
+{
+    if (pool->free_count == 0)
+        fatal("the schedule needs more than the %d buffers counted for %s: this is a defect of ppmodel", pool->count,
+              what);
+    return pool->base + (size_t)pool->free[--pool->free_count] * pool->each;
+}
+
+void pool_give(struct pool *pool, char **buffer)
+{
+    if (*buffer)
+        pool->free[pool->free_count++] = (int)((size_t)(*buffer - pool->base) / pool->each);
+    *buffer = NULL;
+}

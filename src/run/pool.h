@@ -1,0 +1,28 @@
+/* Equal buffers in one piece of memory, handed out and taken back. */
+#ifndef RUN_POOL_H
+#define RUN_POOL_H
+
+#include <stddef.h>
+
+struct pool {
+    char *base;
+    size_t each; /* bytes */
+    int count, free_count;
+    int *free; /* [count] the first free_count are indices of free buffers */
+};
+
+/* `count` buffers of at least `each` bytes, 64-byte aligned in aligned memory; still without memory. */
+void pool_create(struct pool *pool, int count, size_t each);
+void pool_destroy(struct pool *pool);
+
+/* Bytes of all buffers, and where they are; *memory moves behind them. */
+size_t pool_bytes(const struct pool *pool);
+void pool_attach(struct pool *pool, char **memory);
+
+/* A free buffer. That there is one was proven beforehand: ends the job, naming `what`, when there is not. */
+char *pool_take(struct pool *pool, const char *what);
+
+/* Takes back a buffer and clears the pointer; NULL is allowed. */
+void pool_give(struct pool *pool, char **buffer);
+
+#endif
