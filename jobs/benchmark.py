@@ -81,6 +81,7 @@ class Program:
 
     def __init__(self, build):
         self.path = os.path.join(build, "ppmodel")
+        self.checkpoint_speed = os.path.join(build, "tests", "checkpoint_speed")
         if not os.access(self.path, os.X_OK):
             sys.exit(f"no {self.path}: build it first, by jobs/setup.sh")
         self.launcher = [shutil.which("mpiexec.mpich") or "mpiexec", "-n"]
@@ -97,22 +98,17 @@ class Program:
     def command(self, folder, ranks, *overrides):
         return [*self.launch(ranks), self.path, os.path.join(folder, "in.nml"), *overrides]
 
-    def cores(self, ranks):
-        """The cores that each rank may use."""
+    def check_cores(self, ranks, threads):
+        """The cores that each rank may use; ends the benchmark where ranks would have to share one."""
         script = "import os, sys; sys.stdout.write(f'{sorted(os.sched_getaffinity(0))}\\n')"
         out, _ = run([*self.launch(ranks), sys.executable, "-c", script])
-        return [set(json.loads(line)) for line in out.splitlines()]
-
-    def check_cores(self, ranks, threads):
-        """Ends the benchmark where ranks would have to share a core."""
-        cores = self.cores(ranks)
-        if len(set.union(*cores)) < ranks * threads or any(len(own) < threads for own in cores):
-            sys.exit(f"{ranks} ranks of {threads} threads may use the cores {cores} only: "
-                     "they would wait for each other")
-        return "free" if all(len(own) > threads for own in cores) else "bound"
+        cores = [set(json.loads(line)) for line in out.splitlines()]
+        if len(cores) != ranks or len(set.union(*cores)) < ranks * threads or any(len(own) < threads for own in cores):
+            sys.exit(f"{ranks} ranks of {threads} threads would have to share the cores {cores}")
+        return cores
 
 
-def prepare(folder, shape, steps, ranks, threads, *lines):
+def prepare(folder, shape, steps, mode, tied, more=""):
     """The namelist in.nml and its dataset: random tokens, the low numbers more often than the high ones."""
     tokens = (steps + 1) * shape.microbatches * shape.microbatch_size * shape.sequence + 1
     draw = np.random.default_rng(1234).random(tokens)
@@ -120,14 +116,15 @@ def prepare(folder, shape, steps, ranks, threads, *lines):
         file["tokens"] = np.minimum(draw**3 * shape.vocabulary, shape.vocabulary - 1).astype(np.uint16)
         file.attrs.update(format="ppmodel-dataset", version=1, vocabulary=shape.vocabulary, tokenizer="none")
     with open(os.path.join(folder, "in.nml"), "w", encoding="utf-8") as file:
-        file.write(f"""&run steps = {steps}  threads = {threads}  device = 'cpu'  output = '{folder}' /
+        file.write(f"""&run steps = {steps}  threads = {mode.threads}  device = 'cpu'  output = '{folder}' /
 &model layers = {shape.layers}  hidden = {shape.hidden}  heads = {shape.heads}  sequence = {shape.sequence}
-       vocabulary = {shape.vocabulary}  tied_embeddings = {'.true.' if ranks == 1 else '.false.'} /
-&grid pipeline = {ranks} /
+       vocabulary = {shape.vocabulary}  tied_embeddings = {'.true.' if tied else '.false.'} /
+&grid pipeline = {mode.ranks} /
 &pipeline schedule = '1f1b'  microbatches = {shape.microbatches}  microbatch_size = {shape.microbatch_size} /
 &data train = '{folder}/tokens.h5' /
 &optimizer learning_rate = 6e-4  min_learning_rate = 6e-4  decay = 'constant'  clip_norm = 1.0 /
-""" + "".join(line + "\n" for line in lines))
+{more}
+""")
 
 
 def model_flops(shape):
@@ -142,7 +139,7 @@ Result = collections.namedtuple("Result", "tokens_per_second mib bubble")
 def train(program, shape, mode, steps):
     """One run of ours. Memory is the sum of all ranks' largest."""
     with tempfile.TemporaryDirectory(prefix="ppmodel-benchmark-") as folder:
-        prepare(folder, shape, steps, mode.ranks, mode.threads)
+        prepare(folder, shape, steps, mode, tied=mode.ranks == 1)
         own = program.command(folder, mode.ranks)
         place = own.index(program.path)
         _, errors = run([*own[:place], sys.executable, "-c", RANK, *own[place:]])
@@ -164,7 +161,7 @@ def train_peer(options, size, mode):
 
 def compare_training(program, options):
     for mode in MODES:
-        print(f"{mode.name}: cores {program.check_cores(mode.ranks, mode.threads)}")
+        print(f"{mode.name}: the ranks may use the cores {program.check_cores(mode.ranks, mode.threads)}")
     print(f"\n{'':32}{'tokens/s':^22}{'ratio':^{8 + 7 * options.rounds}}{'MiB, all ranks':^16}"
           f"{'model GFLOP/s':^16}{'bubble':^16}")
     print(f"{'size  mode':32}{'ours':>10}{'theirs':>10}  {'rounds':>{7 * options.rounds}}{'median':>8}"
@@ -210,28 +207,31 @@ def dd(path, size, *options):
 
 
 def measure_checkpoint(program, folder):
-    """{what: seconds} of one round, and the file's bytes.
+    """{what: seconds} of one round, and the bytes of a checkpoint.
 
-    Writing goes from the line of the last step to the summary. Reading is what a run that goes on from the file takes
-    longer until its first line than one that starts anew.
+    The program's own writing goes from the line of its only step to the summary. tests/checkpoint_speed writes and
+    reads as much, in fewer tensors.
     """
     path = os.path.join(folder, "step-00000001.h5")
-    where = f"checkpoint.directory={folder}"
     os.sync()
-    written = timed_lines(program.command(folder, PIPELINE, where))
+    lines = timed_lines(program.command(folder, PIPELINE, f"checkpoint.directory={folder}"))
     size = os.path.getsize(path)
-    read = timed_lines(program.command(folder, PIPELINE, where))
     os.unlink(path)
-    return {"checkpoint, written": written[""] - written["step"],
-            "checkpoint, read": read["ppmodel"] - written["ppmodel"],
-            "dd conv=fsync": dd(path, size), "dd oflag=direct conv=fsync": dd(path, size, "oflag=direct")}, size
+    os.sync()
+    notes, _ = run([*program.launch(PIPELINE), program.checkpoint_speed, str(size / 1e9), folder])
+    test = {what: float(seconds) for what, seconds in re.findall(r"^# checkpoint: (\w+).* in +([\d.]+) s:", notes,
+                                                                 re.MULTILINE)}
+    return {"ppmodel, written": lines[""] - lines["step"], "checkpoint_speed, written": test["written"],
+            "checkpoint_speed, read": test["read"], "dd conv=fsync": dd(path, size),
+            "dd oflag=direct conv=fsync": dd(path, size, "oflag=direct")}, size
 
 
 def compare_checkpoint(program, options):
+    if not os.access(program.checkpoint_speed, os.X_OK):
+        sys.exit(f"no {program.checkpoint_speed}: build it first, by make -C {options.build} tests/checkpoint_speed")
     rounds = []
     with tempfile.TemporaryDirectory(prefix="ppmodel-benchmark-", dir=options.folder) as folder:
-        shape = SIZES["M"]._replace(microbatches=PIPELINE)
-        prepare(folder, shape, 1, PIPELINE, 1)
+        prepare(folder, SIZES["M"]._replace(microbatches=PIPELINE), 1, MODES[1], tied=True)
         for _ in range(options.rounds):
             seconds, size = measure_checkpoint(program, folder)
             rounds.append(seconds)
@@ -277,13 +277,14 @@ def hidden_share(events):
 
 
 def measure_overlap(program, options):
-    steps = max(options.steps, WARM_UP + 1)
     with tempfile.TemporaryDirectory(prefix="ppmodel-benchmark-") as folder:
-        prepare(folder, MESSAGES, steps, PIPELINE, 1, f"&trace first_step = {WARM_UP + 1}  last_step = {steps} /")
+        prepare(folder, MESSAGES, options.steps, MODES[1], tied=False,
+                more=f"&trace first_step = {WARM_UP + 1}  last_step = {options.steps} /")
         run(program.command(folder, PIPELINE))
         with open(os.path.join(folder, "trace.json"), encoding="utf-8") as file:
             shares = hidden_share(json.load(file)["traceEvents"])
-    print(f"\ntransfers of {steps - WARM_UP} steps on {PIPELINE} pipeline ranks (1f1b), from send to completion\n"
+    print(f"\ntransfers of {options.steps - WARM_UP} steps on {PIPELINE} pipeline ranks (1f1b), "
+          f"from send to completion\n"
           f"{'':32}{'number':>8}{'MiB each':>10}{'seconds':>10}{'hidden behind computation':>27}")
     for (rank, message), (number, size, seconds, share) in shares.items():
         print(f"rank {rank} {message:25}{number:8}{size / 2**20:10.2f}{seconds:10.3f}{share:27.1%}")

@@ -84,6 +84,18 @@ def launch(ranks, *command, folder=None, environment=None, seconds=60):
         return 124, out, errors + f"\nended after {seconds} s"
 
 
+# Words before a program under launch(): each rank then says its exit code, for rank_codes().
+EACH_RANK = ("sh", "-c", 'program=$1; shift; "$program" "$@"; code=$?; echo "rank ended with $code" >&2; exit $code', "sh")
+
+
+def rank_codes(errors):
+    """Takes what the ranks said of their exit codes out of the messages; the codes and the rest."""
+    said = "rank ended with "
+    lines = errors.splitlines(keepends=True)
+    return ([int(line[len(said):]) for line in lines if line.startswith(said)],
+            "".join(line for line in lines if not line.startswith(said)))
+
+
 def scratch_folder():
     """A folder for the test's files, removed at its end: `with scratch_folder() as folder:`."""
     return tempfile.TemporaryDirectory(prefix="ppmodel-test-")

@@ -80,7 +80,9 @@ void executor_finish_receive(struct executor *executor, struct local_stage *stag
 {
     if (!message->transfer)
         return;
-    channel(executor, kind)->ops->wait(message->transfer);
+    /* Sends that complete meanwhile give their buffers back. */
+    for (int polls = 0; !channel(executor, kind)->ops->test(message->transfer); communicator_pause(&polls))
+        executor_progress(executor);
     message->transfer = NULL;
     trace_message(executor, stage, message, kind == MESSAGE_ACTIVATION ? "RECEIVE_ACTIVATION" : "RECEIVE_GRADIENT",
                   TRACE_RECEIVE);

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/memory.h"
 #include "base/trace.h"
 #include "parallel/agree.h"
@@ -30,8 +31,13 @@ int trainer_load(struct trainer *trainer, const char *path, bool whole, struct e
     struct checkpoint_info info = {0};
     int count = trees_of(trainer, whole, false, trees);
     snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->grid, trees, count);
+    double begin = clock_seconds();
     int result = checkpoint_read(trainer->grid.world, path, whole ? &info : NULL, snapshot.tensors,
                                  snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
+    if (result == 0)
+        log_line("loaded       %s, %s in %s", path,
+                 text_bytes((double)parameters_total(&trainer->model) * sizeof(float) * count).text,
+                 text_duration(clock_seconds() - begin).text);
     if (result == 0 && whole) {
         trainer->step = info.step;
         trainer->samples = info.samples;
@@ -60,8 +66,13 @@ int trainer_save(struct trainer *trainer, struct err *err)
                                    .dataset = copy_text(s->data.train),
                                    .code = copy_text(PPMODEL_VERSION)};
     error_set_activity("CHECKPOINT");
+    double begin = clock_seconds();
     int result = checkpoint_write(trainer->grid.world, s->checkpoint.directory, &info, snapshot.tensors,
                                   snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
+    if (result == 0)
+        log_line("checkpoint   step %lld, %s in %s", (long long)trainer->step,
+                 text_bytes((double)parameters_total(&trainer->model) * sizeof(float) * count).text,
+                 text_duration(clock_seconds() - begin).text);
     if (result == 0)
         result = checkpoint_prune(trainer->grid.world, s->checkpoint.directory, s->checkpoint.keep,
                                   s->checkpoint.keep_every, err);
