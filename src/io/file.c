@@ -242,7 +242,8 @@ int file_read(struct file *file, int64_t offset, void *data, int64_t bytes, stru
     if (read_all(file->cached, to, of.head, offset) < 0 ||
         read_direct(file, to + of.head, of.blocks, offset + of.head) < 0 ||
         read_all(file->cached, to + tail, bytes - tail, offset + tail) < 0)
-        return system_error(err, file->path, "cannot be read");
+        return errno == ENODATA ? err_set(err, "%s: ends too early", file->path)
+                                : system_error(err, file->path, "cannot be read");
     return 0;
 }
 

@@ -72,7 +72,10 @@ hid_t h5_open(const char *path, struct err *err)
     if (file < 0)
         h5_error(err, "%s: cannot be opened as an HDF5 file", path);
     H5Pclose(access);
-    return file;
+    if (file < 0 || h5_check_heaps(file, path, err) == 0)
+        return file;
+    H5Fclose(file);
+    return err_prefix(err, "%s", path);
 }
 
 hid_t h5_create(struct err *err)

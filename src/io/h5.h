@@ -20,8 +20,12 @@
 /* Sets the text, followed by HDF5's innermost message, forgets that message and returns -1. */
 int h5_error(struct err *err, const char *format, ...) PRINTF_LIKE(2, 3);
 
-/* Opens a file to read it, on this rank alone. An HDF5 file that is not whole is refused. */
+/* Opens a file to read it, on this rank alone. A file that was cut short or whose heaps are damaged is refused. */
 hid_t h5_open(const char *path, struct err *err);
+
+/* Whether the heaps of an open file, where texts of variable length lie, are sound: HDF5 1.10 believes the lengths that
+ * stand there and, unlike all other metadata of our files, they carry no checksum. Part of h5_open. */
+int h5_check_heaps(hid_t file, const char *path, struct err *err);
 
 /* Begins a file in memory. Object headers and indices carry checksums; the bytes depend on the contents alone. */
 hid_t h5_create(struct err *err);

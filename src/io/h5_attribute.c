@@ -1,8 +1,11 @@
-/* Attributes of HDF5 objects: the second half of h5.h. */
+/* The second half of h5.h: attributes of HDF5 objects, and the heaps in which texts of variable length lie. */
+#define _GNU_SOURCE /* memmem */
+
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/memory.h"
+#include "io/file.h"
 #include "io/h5.h"
 
 enum {
@@ -197,5 +200,120 @@ int h5_check_format(hid_t file, const char *format, int64_t version, struct err 
         result = err_set(err, "is version %lld of %s; this program reads version %lld", (long long)found_version,
                          format, (long long)version);
     free(found);
+    return result;
+}
+
+/* Where the elements of a file's contiguous datasets lie: [first byte, end). */
+struct extents {
+    int64_t (*at)[2];
+    int count, room;
+};
+
+static herr_t note_extent(hid_t file, const char *name, const H5L_info_t *link, void *context)
+{
+    struct extents *extents = context;
+    (void)link;
+    hid_t object = H5Oopen(file, name, H5P_DEFAULT);
+    if (object < 0)
+        return 0; /* a link that leads nowhere */
+    haddr_t offset = H5Iget_type(object) == H5I_DATASET ? H5Dget_offset(object) : HADDR_UNDEF;
+    if (offset != HADDR_UNDEF) {
+        if (extents->count == extents->room) {
+            int64_t(*more)[2] = allocate((size_t)(extents->room = 2 * extents->room + 64), sizeof *more);
+            if (extents->count > 0)
+                memcpy(more, extents->at, (size_t)extents->count * sizeof *more);
+            free(extents->at);
+            extents->at = more;
+        }
+        int64_t *extent = extents->at[extents->count++];
+        extent[0] = (int64_t)offset;
+        extent[1] = (int64_t)(offset + H5Dget_storage_size(object));
+    }
+    H5Oclose(object);
+    return 0;
+}
+
+static int by_place(const void *a, const void *b)
+{
+    int64_t x, y;
+    memcpy(&x, a, sizeof x);
+    memcpy(&y, b, sizeof y);
+    return (x > y) - (x < y);
+}
+
+static uint64_t little_endian(const unsigned char *bytes, int count)
+{
+    uint64_t value = 0;
+    while (count-- > 0)
+        value = value << 8 | bytes[count];
+    return value;
+}
+
+/* Whether the objects of a heap fill it exactly (HDF5 File Format Specification 3.0, section III.E): each has a header
+ * of 16 bytes with its number and length; the rest is object 0, whose length counts its header too. */
+static bool heap_is_whole(const unsigned char *heap, uint64_t room)
+{
+    enum {
+        HEADER = 16
+    };
+    uint64_t size = room < HEADER ? 0 : little_endian(heap + 8, 8);
+    if (size < HEADER || size > room)
+        return false;
+    for (uint64_t at = HEADER; size - at >= HEADER;) {
+        uint64_t left = size - at, number = little_endian(heap + at, 2), length = little_endian(heap + at + 8, 8);
+        if (number == 0)
+            return length == left;
+        if (length == 0 || length > left - HEADER)
+            return false;
+        length = (length + 7) / 8 * 8;
+        if (length > left - HEADER)
+            return false;
+        at += HEADER + length;
+    }
+    return true;
+}
+
+/* Looks for heaps among the bytes from ... to - 1 of the file. */
+static int check_gap(struct file *raw, int64_t from, int64_t to, struct err *err)
+{
+    static const unsigned char signature[8] = "GCOL\1";
+    if (to - from < (int64_t)sizeof signature || to - from > MOST_BYTES)
+        return 0;
+    unsigned char *bytes = allocate((size_t)(to - from), 1), *end = bytes + (to - from);
+    int result = file_read(raw, from, bytes, to - from, err);
+    for (unsigned char *heap = bytes; result == 0;) {
+        heap = memmem(heap, (size_t)(end - heap), signature, sizeof signature);
+        if (!heap)
+            break;
+        if (!heap_is_whole(heap, (uint64_t)(end - heap)))
+            result = err_set(err, "is damaged: the lengths of its texts do not fit together");
+        heap += sizeof signature;
+    }
+    free(bytes);
+    return result;
+}
+
+int h5_check_heaps(hid_t file, const char *path, struct err *err)
+{
+    struct extents extents = {0};
+    hsize_t size;
+    if (H5Lvisit(file, H5_INDEX_NAME, H5_ITER_NATIVE, note_extent, &extents) < 0 || H5Fget_filesize(file, &size) < 0) {
+        free(extents.at);
+        return h5_error(err, "its groups cannot be listed");
+    }
+    H5Eclear2(H5E_DEFAULT);
+    if (extents.count > 0)
+        qsort(extents.at, (size_t)extents.count, sizeof *extents.at, by_place);
+    struct file *raw = file_open(path, false, err);
+    int result = raw ? 0 : -1;
+    int64_t from = 0;
+    for (int i = 0; i < extents.count && result == 0; i++) {
+        result = check_gap(raw, from, extents.at[i][0], err);
+        from = extents.at[i][1] > from ? extents.at[i][1] : from;
+    }
+    if (result == 0)
+        result = check_gap(raw, from, (int64_t)size, err);
+    file_close(raw);
+    free(extents.at);
     return result;
 }

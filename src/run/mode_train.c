@@ -62,10 +62,10 @@ static void show_step(const struct training *t, const struct step_result *step)
 {
     int64_t number = trainer_steps_done(t->trainer);
     double left = (double)(t->last_step - number) * t->seconds / (double)(number - t->first_step + 1);
-    log_progress("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f tokens/s  bubble %.3f  left %s",
-                 (long long)number, (long long)t->settings->run.steps, step->loss, step->gradient_norm,
-                 step->learning_rate, (double)tokens_per_step(t->settings) / step->seconds, step->bubble,
-                 text_duration(left).text);
+    log_progress("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f tokens/s  bubble %.3f%s%s", (long long)number,
+                 (long long)t->settings->run.steps, step->loss, step->gradient_norm, step->learning_rate,
+                 (double)tokens_per_step(t->settings) / step->seconds, step->bubble, left > 0 ? "  left " : "",
+                 left > 0 ? text_duration(left).text : "");
 }
 
 static void evaluate(struct training *t)
@@ -141,8 +141,8 @@ static void summarize(const struct training *t, struct err *err)
              entropy, entropy / log(2), unit, unit);
     log_line("  throughput        %.0f tokens/s over %s", (double)(steps * tokens_per_step(s)) / t->seconds,
              text_duration(t->seconds).text);
-    log_line("  bubble            %.3f measured, (P-1)/(M+P-1) = %.3f", t->bubbles / (double)steps,
-             (s->grid.pipeline - 1.0) / (s->pipeline.microbatches * s->pipeline.chunks + s->grid.pipeline - 1.0));
+    log_line("  bubble            %.3f measured, %.3f expected from the declared operations",
+             t->bubbles / (double)steps, trainer_expected_bubble(t->trainer));
     log_line("  peak memory       %s on the rank that held most", text_bytes(t->peak_memory).text);
     log_line("  metrics           %s/metrics.jsonl", s->run.output);
     log_line("  resolved input    %s/resolved.nml", s->run.output);

@@ -53,6 +53,11 @@ double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_
 int trainer_write_trace(struct trainer *trainer, double origin, struct err *err);
 
 int64_t trainer_steps_done(const struct trainer *trainer);
+
+/* The bubble that the training schedule has when every layer takes as long as its declared operations say and messages
+ * take no time. */
+double trainer_expected_bubble(const struct trainer *trainer);
+
 double trainer_flops_per_step(const struct trainer *trainer); /* of the model on all ranks, without recomputation */
 
 #endif

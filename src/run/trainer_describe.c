@@ -21,8 +21,7 @@ double trainer_flops_per_step(const struct trainer *trainer)
            s->pipeline.microbatches * s->grid.data * s->grid.tensor;
 }
 
-/* The bubble that the schedule has when every layer takes as long as its operations say and messages take no time. */
-static double predicted_bubble(const struct trainer *trainer)
+double trainer_expected_bubble(const struct trainer *trainer)
 {
     const struct schedule *schedule = trainer->train.schedule;
     double *costs = allocate((size_t)schedule->stages * 4, sizeof *costs);
@@ -79,7 +78,7 @@ void trainer_describe(const struct trainer *trainer)
         if (trainer->train.schedule) {
             log_line("schedule     %s, %d microbatches of %d sequences, recompute %s; bubble %.3f expected",
                      schedule_names[s->pipeline.schedule], s->pipeline.microbatches, s->pipeline.microbatch_size,
-                     recompute_names[s->pipeline.recompute], predicted_bubble(trainer));
+                     recompute_names[s->pipeline.recompute], trainer_expected_bubble(trainer));
             if (!trainer->train.validation->ascending)
                 log_line("             %s accumulates gradients in another order than ascending microbatches: results "
                          "agree with other schedules to rounding, not to the bit",
