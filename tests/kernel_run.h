@@ -14,7 +14,10 @@
 #include "kernels/kernels.h"
 #include "tests/tap.h"
 
-enum { ARRAYS = 16, GUARD = 64 };
+enum {
+    ARRAYS = 16,
+    GUARD = 64
+};
 
 struct array {
     int64_t count;
@@ -179,7 +182,7 @@ static inline void test_shapes(const char *name, test_fn *test, const int64_t *s
     }
 }
 
-#define TEST_SHAPES(name, test, shapes) \
+#define TEST_SHAPES(name, test, shapes)                                                   \
     test_shapes(name, test, &(shapes)[0][0], (int)(sizeof(shapes) / sizeof((shapes)[0])), \
                 (int)(sizeof((shapes)[0]) / sizeof((shapes)[0][0])))
 

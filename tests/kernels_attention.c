@@ -2,8 +2,8 @@
 #include "tests/kernel_run.h"
 
 /* sequences, length, heads, kv_heads, head_size */
-static const int64_t shapes[][5] = {{0, 5, 1, 1, 4},   {1, 1, 1, 1, 1},   {2, 5, 3, 3, 7},    {1, 23, 1, 1, 16},
-                                    {3, 65, 1, 1, 7},  {1, 65, 3, 3, 64}, {1, 130, 1, 1, 80}, {1, 130, 3, 1, 16},
+static const int64_t shapes[][5] = {{0, 5, 1, 1, 4},   {1, 1, 1, 1, 1},    {2, 5, 3, 3, 7},    {1, 23, 1, 1, 16},
+                                    {3, 65, 1, 1, 7},  {1, 65, 3, 3, 64},  {1, 130, 1, 1, 80}, {1, 130, 3, 1, 16},
                                     {2, 64, 4, 2, 33}, {1, 65, 1, 1, 256}, {1, 200, 2, 1, 24}, {5, 23, 6, 3, 1}};
 
 struct heads {
@@ -73,8 +73,11 @@ static void attend_gradient(const struct heads *h, double *dqkv, const double *d
 
 static void attention(struct run *r, const int64_t *numbers)
 {
-    const struct attention_shape shape = {.sequences = numbers[0], .length = numbers[1], .heads = (int)numbers[2],
-                                          .kv_heads = (int)numbers[3], .head_size = (int)numbers[4]};
+    const struct attention_shape shape = {.sequences = numbers[0],
+                                          .length = numbers[1],
+                                          .heads = (int)numbers[2],
+                                          .kv_heads = (int)numbers[3],
+                                          .head_size = (int)numbers[4]};
     const struct heads h = {numbers[1], numbers[2], numbers[3], numbers[4]};
     const int64_t rows = shape.sequences * h.length, out = h.heads * h.size;
     float *output = give_numbers(r, rows * out, NAN), *logsumexp = give_numbers(r, rows * h.heads, NAN);
@@ -112,7 +115,13 @@ static void attention(struct run *r, const int64_t *numbers)
 /* The reference's gradient against differences of the reference, with two query heads to a key/value head. */
 static void test_reference(void)
 {
-    enum { LENGTH = 4, HEADS = 2, SIZE = 3, ROW = 4 * SIZE, OUT = HEADS * SIZE };
+    enum {
+        LENGTH = 4,
+        HEADS = 2,
+        SIZE = 3,
+        ROW = 4 * SIZE,
+        OUT = HEADS * SIZE
+    };
     const struct heads h = {LENGTH, HEADS, 1, SIZE};
     double qkv[LENGTH * ROW], d_out[LENGTH * OUT], dqkv[LENGTH * ROW] = {0}, out[LENGTH * OUT];
     double weights[LENGTH * LENGTH], lse[LENGTH], worst = 0.0;
@@ -142,7 +151,10 @@ static void test_reference(void)
 /* Scores of some hundreds: the softmax is all but one-hot and must not overflow. */
 static void test_large_scores(void)
 {
-    enum { LENGTH = 70, SIZE = 4 };
+    enum {
+        LENGTH = 70,
+        SIZE = 4
+    };
     const struct device *d = device_cpu(1);
     struct stream *stream = d->stream_open();
     const struct attention_shape shape = {1, LENGTH, 1, 1, SIZE};

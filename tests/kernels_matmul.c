@@ -2,9 +2,9 @@
 #include "tests/kernel_run.h"
 
 /* rows, in, out */
-static const int64_t shapes[][3] = {{0, 5, 7},    {1, 1, 1},   {5, 3, 48},   {23, 101, 3},  {100, 48, 257},
-                                    {5, 257, 101}, {1, 257, 48}, {100, 1, 101}, {23, 48, 1}, {300, 129, 1100},
-                                    {7, 0, 5}};
+static const int64_t shapes[][3] = {{0, 5, 7},      {1, 1, 1},        {5, 3, 48},   {23, 101, 3},
+                                    {100, 48, 257}, {5, 257, 101},    {1, 257, 48}, {100, 1, 101},
+                                    {23, 48, 1},    {300, 129, 1100}, {7, 0, 5}};
 
 static double gelu(double x)
 {
@@ -148,8 +148,10 @@ static void test_memory(void)
     ok(aligned, "memory of any size is aligned to 64 bytes");
     ok(copied, "bytes are copied to, on and from the device");
     ok(zeroed, "memory is zeroed");
-    ok(device->allocate(SIZE_MAX - 100) == NULL, "memory that is not there is NULL");
+    ok(device->allocate(SIZE_MAX - 100) == NULL, "memory that no address reaches is NULL");
+#ifndef __SANITIZE_ADDRESS__ /* which ends the program */
     ok(device->allocate((size_t)1 << 56) == NULL, "so is more than there is");
+#endif
     device->stream_close(stream);
 }
 

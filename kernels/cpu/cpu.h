@@ -26,8 +26,8 @@ struct share {
     int64_t begin, end;
 };
 
-/* The part of `count` things that falls to the calling thread of a parallel region: equal numbers of whole units but for
- * the last. */
+/* The part of `count` things that falls to the calling thread of a parallel region: equal numbers of whole units but
+ * for the last. */
 struct share cpu_share(int64_t count, int64_t unit);
 
 /* The same for part `part` of `parts`. */

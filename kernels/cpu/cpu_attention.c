@@ -14,11 +14,11 @@
 /* One call, seen by every piece. */
 struct attention {
     int64_t sequences, length, blocks;
-    int64_t heads, kv_heads, group;  /* group: query heads of a key/value head */
-    int64_t size, padded;            /* of a head; rounded up to whole vectors */
-    int64_t qkv_row, output_row;     /* elements of a row */
-    int64_t panel;                   /* elements of one head's [length, size], padded to whole blocks */
-    int pieces;                      /* of the blocks of one key/value head */
+    int64_t heads, kv_heads, group; /* group: query heads of a key/value head */
+    int64_t size, padded;           /* of a head; rounded up to whole vectors */
+    int64_t qkv_row, output_row;    /* elements of a row */
+    int64_t panel;                  /* elements of one head's [length, size], padded to whole blocks */
+    int pieces;                     /* of the blocks of one key/value head */
     float scale;
 };
 
@@ -255,8 +255,8 @@ static void gradient_block(const struct attention *a, const struct gradient *g, 
     for (int64_t key = 0; key < BLOCK; key += TILE_ROWS) {
         const int64_t from = diagonal ? key : 0; /* the first query that sees the key */
         const int64_t to = (j * BLOCK + key) * padded;
-        tile_add_transposed_product(g->dvalues + to, padded, g->weights + from * BLOCK + key, BLOCK,
-                                    d + from * padded, padded, BLOCK - from, padded);
+        tile_add_transposed_product(g->dvalues + to, padded, g->weights + from * BLOCK + key, BLOCK, d + from * padded,
+                                    padded, BLOCK - from, padded);
         tile_add_transposed_product(g->dkeys + to, padded, g->dscores + from * BLOCK + key, BLOCK, q + from * padded,
                                     padded, BLOCK - from, padded);
     }
@@ -333,8 +333,8 @@ static void join_pieces(const struct attention *a, float *dqkv, float *partial, 
         for (int64_t i = 0; i < a->panel; i += LANES)
             vstore(sum + i, vload(sum + i) + vload(more + i));
     }
-    copy_back(dqkv + sequence * a->length * a->qkv_row + head * a->size, a->qkv_row, sum, a->length, a->size,
-              a->padded, a->scale);
+    copy_back(dqkv + sequence * a->length * a->qkv_row + head * a->size, a->qkv_row, sum, a->length, a->size, a->padded,
+              a->scale);
 }
 
 void cpu_attention_gradient(struct stream *stream, float *dqkv, const float *doutput, const float *qkv,

@@ -1,11 +1,18 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/cpu_math.h"
 
-enum { LARGEST, SUM, TARGET, STATISTICS }; /* the columns of the statistics */
+enum {
+    LARGEST,
+    SUM,
+    TARGET,
+    STATISTICS
+}; /* the columns of the statistics */
 
 static float largest_of(const float *x, int64_t count)
 {
-    enum { PARTS = 4 };
+    enum {
+        PARTS = 4
+    };
     vfloat largest[PARTS];
     for (int part = 0; part < PARTS; part++)
         largest[part] = vset(-INFINITY);
@@ -21,7 +28,9 @@ static float largest_of(const float *x, int64_t count)
 
 static float sum_of_exp(const float *x, float largest, int64_t count)
 {
-    enum { PARTS = 4 };
+    enum {
+        PARTS = 4
+    };
     vfloat sums[PARTS] = {{0}};
     int64_t i = 0;
     for (; i + PARTS * LANES <= count; i += PARTS * LANES)

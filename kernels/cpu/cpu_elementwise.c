@@ -63,7 +63,9 @@ void cpu_gelu_gradient(struct stream *stream, float *dx, const float *dy, const 
 static void sum_columns(float *db, const float *dy, int64_t rows, int64_t width, int64_t begin, int64_t end,
                         bool accumulate)
 {
-    enum { PANEL = 8 }; /* vectors of sums that stay in registers */
+    enum {
+        PANEL = 8
+    }; /* vectors of sums that stay in registers */
     int64_t column = begin;
     for (; column + PANEL * LANES <= end; column += PANEL * LANES) {
         vfloat sums[PANEL] = {{0}};

@@ -30,6 +30,7 @@
 /* Vectors are the one kind of type that C can name only by a typedef. */
 typedef float vfloat __attribute__((vector_size(4 * LANES)));
 typedef int32_t vint __attribute__((vector_size(4 * LANES)));
+typedef uint32_t vbits __attribute__((vector_size(4 * LANES)));
 typedef float vfloat_in_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 #define VECTOR_FUNCTION static inline __attribute__((always_inline, unused))
@@ -163,8 +164,8 @@ VECTOR_FUNCTION vfloat vexp(vfloat x)
     p = p * r + 0.166665763f;
     p = p * r + 0.5f;
     p = (p * r) * r + r + 1.0f;
-    const vfloat scaled = (vfloat)((vint)p + (((vint)shifted - (vint)round_bias) << 23));
-    return (vfloat)(~below & (vint)scaled);
+    const vbits scaled = (vbits)p + (((vbits)shifted - (vbits)round_bias) << 23);
+    return (vfloat)(~(vbits)below & scaled);
 }
 
 /* exp(-2u) with u = sqrt(2/pi) (x + 0.044715 x^3), so that (1 + tanh(u))/2 = 1/(1 + exp(-2u)). Where it would be so

@@ -40,8 +40,8 @@ static void multiply(const struct product *p, struct rectangle part)
     float *c = p->c + part.rows.begin * p->c_row + part.columns.begin;
     const float beta = p->accumulate ? 1.0f : 0.0f;
 #ifdef HAVE_DNNL
-    const dnnl_status_t status = dnnl_sgemm(p->transpose_a ? 'T' : 'N', p->transpose_b ? 'T' : 'N', m, n, p->k, 1.0f,
-                                            a, p->a_row, b, p->b_row, beta, c, p->c_row);
+    const dnnl_status_t status = dnnl_sgemm(p->transpose_a ? 'T' : 'N', p->transpose_b ? 'T' : 'N', m, n, p->k, 1.0f, a,
+                                            p->a_row, b, p->b_row, beta, c, p->c_row);
     if (status != dnnl_success)
         fatal("oneDNN matmul of %lld x %lld x %lld failed: status %d", (long long)m, (long long)n, (long long)p->k,
               (int)status);
@@ -55,7 +55,10 @@ static void multiply(const struct product *p, struct rectangle part)
  * cut that makes a rectangle's two sides shortest in sum is taken. */
 static struct rectangle own_rectangle(int64_t m, int64_t n)
 {
-    enum { ROWS = 8, COLUMNS = 48 }; /* multiples of the libraries' register tiles */
+    enum {
+        ROWS = 8,
+        COLUMNS = 48
+    }; /* multiples of the libraries' register tiles */
     const int threads = omp_get_num_threads(), thread = omp_get_thread_num();
     int best = 1; /* threads along the columns */
     for (int along = 1; along <= threads; along++)
@@ -109,8 +112,16 @@ void cpu_linear(struct stream *stream, float *y, float *activated, const float *
 {
     (void)stream;
     check_sizes(rows, in, out);
-    const struct product p = {.transpose_b = true, .m = rows, .n = out, .k = in,
-                              .a = x, .a_row = in, .b = w, .b_row = in, .c = y, .c_row = out};
+    const struct product p = {.transpose_b = true,
+                              .m = rows,
+                              .n = out,
+                              .k = in,
+                              .a = x,
+                              .a_row = in,
+                              .b = w,
+                              .b_row = in,
+                              .c = y,
+                              .c_row = out};
 #pragma omp parallel
     {
         const struct rectangle part = own_rectangle(rows, out);
@@ -125,8 +136,8 @@ void cpu_linear_input_gradient(struct stream *stream, float *dx, const float *dy
 {
     (void)stream;
     check_sizes(rows, in, out);
-    const struct product p = {.m = rows, .n = in, .k = out,
-                              .a = dy, .a_row = out, .b = w, .b_row = in, .c = dx, .c_row = in};
+    const struct product p = {
+        .m = rows, .n = in, .k = out, .a = dy, .a_row = out, .b = w, .b_row = in, .c = dx, .c_row = in};
 #pragma omp parallel
     multiply_or_clear(&p, own_rectangle(rows, in));
 }
@@ -138,7 +149,9 @@ void cpu_linear_input_gradient(struct stream *stream, float *dx, const float *dy
 static void copy_panel(float *panel, float *dbias, const float *dy, int64_t rows, int64_t out, int64_t columns,
                        bool accumulate)
 {
-    enum { VECTORS = PANEL / LANES };
+    enum {
+        VECTORS = PANEL / LANES
+    };
     vfloat sums[VECTORS] = {{0}};
     for (int64_t row = 0; row < rows; row++)
 #pragma GCC unroll 24
@@ -169,8 +182,17 @@ void cpu_linear_weight_gradient(struct stream *stream, float *dw, float *dbias, 
         for (int64_t at = part.rows.begin; at < part.rows.end; at += PANEL) {
             const int64_t columns = part.rows.end - at < PANEL ? part.rows.end - at : PANEL;
             copy_panel(panel, part.first && dbias != NULL ? dbias + at : NULL, dy + at, rows, out, columns, accumulate);
-            const struct product p = {.transpose_a = true, .accumulate = accumulate, .m = columns, .n = in, .k = rows,
-                                      .a = panel, .a_row = PANEL, .b = x, .b_row = in, .c = dw + at * in, .c_row = in};
+            const struct product p = {.transpose_a = true,
+                                      .accumulate = accumulate,
+                                      .m = columns,
+                                      .n = in,
+                                      .k = rows,
+                                      .a = panel,
+                                      .a_row = PANEL,
+                                      .b = x,
+                                      .b_row = in,
+                                      .c = dw + at * in,
+                                      .c_row = in};
             multiply_or_clear(&p, (struct rectangle){{0, columns}, part.columns, part.first});
         }
     }

@@ -7,7 +7,9 @@
 static void norm_row(float *y, float *mean, float *rstd, const float *x, const float *weight, const float *bias,
                      int64_t width, double epsilon)
 {
-    enum { SUMS = 4 };
+    enum {
+        SUMS = 4
+    };
     vfloat sums[SUMS] = {{0}};
     int64_t i = 0;
     for (; i + SUMS * LANES <= width; i += SUMS * LANES)

@@ -4,7 +4,9 @@
 /* The order of the sum follows from the block's length alone. */
 static double sum_of_squares(const float *x, int64_t count)
 {
-    enum { SUMS = 16 };
+    enum {
+        SUMS = 16
+    };
     double sums[SUMS] = {0};
     int64_t i = 0;
     for (; i + SUMS <= count; i += SUMS)
@@ -31,15 +33,15 @@ void cpu_squares(struct stream *stream, double *blocks, const float *x, int64_t 
 
 /* The step's numbers as the loop needs them, folded in float64. */
 struct factors {
-    float scale, keep;     /* of the gradient; of the weight */
-    float beta1, rest1;    /* rest = 1 - beta */
+    float scale, keep;  /* of the gradient; of the weight */
+    float beta1, rest1; /* rest = 1 - beta */
     float beta2, rest2;
-    float rate;            /* learning_rate / correction1 */
-    float root, epsilon;   /* root = 1 / sqrt(correction2) */
+    float rate;          /* learning_rate / correction1 */
+    float root, epsilon; /* root = 1 / sqrt(correction2) */
 };
 
-static void adamw_part(float *weights, float *first_moment, float *second_moment, const float *gradients,
-                       int64_t count, const struct factors *f)
+static void adamw_part(float *weights, float *first_moment, float *second_moment, const float *gradients, int64_t count,
+                       const struct factors *f)
 {
     for (int64_t i = 0; i < count; i += LANES) {
         const int64_t left = count - i;
@@ -74,7 +76,7 @@ void cpu_adamw(struct stream *stream, float *weights, float *first_moment, float
     int64_t total = 0;
     for (int64_t range = 0; range < range_count; range++)
         total += ranges[range].count;
-    /* The ranges, laid end to end, are cut into one part per thread. */
+        /* The ranges, laid end to end, are cut into one part per thread. */
 #pragma omp parallel if (total >= CPU_PARALLEL_FROM)
     {
         const struct share own = cpu_share(total, LANES);

@@ -16,9 +16,12 @@ static void quiet(void)
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
 }
 
-static herr_t innermost(unsigned n, const H5E_error2_t *record, void *text)
+/* The innermost message; below that of a filter that is missing lies the fruitless search for it in some folder. */
+static herr_t innermost(unsigned n, const H5E_error2_t *record, void *reason)
 {
-    if (n == 0 && record->desc)
+    char *text = reason;
+    (void)n;
+    if (!text[0] && record->desc && record->maj_num != H5E_PLUGIN)
         snprintf(text, 512, "%s", record->desc);
     return 0;
 }

@@ -27,9 +27,27 @@ struct target {
     int64_t offset;    /* of the tokens in the file, bytes */
 };
 
+static int check_output(const char *output, struct err *err)
+{
+    const char *slash = strrchr(output, '/');
+    char *folder = copy_text(slash ? output : ".");
+    if (slash)
+        folder[slash == output ? 1 : slash - output] = '\0';
+    struct stat there;
+    int result = 0;
+    if (stat(folder, &there) != 0)
+        result = err_set(err, "%s: its folder: %s", output, strerror(errno));
+    else if (stat(output, &there) == 0 && !S_ISREG(there.st_mode))
+        result = err_set(err, "%s: is there and not a regular file", output);
+    free(folder);
+    return result;
+}
+
 /* Sizes of the inputs; each a regular file. */
 static int measure(const struct pack *job, int64_t *sizes, struct err *err)
 {
+    if (check_output(job->output, err) < 0)
+        return -1;
     struct stat output, input;
     bool exists = stat(job->output, &output) == 0;
     for (int i = 0; i < job->input_count; i++) {
