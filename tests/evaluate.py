@@ -56,7 +56,8 @@ def check_grids(folder, models):
                          f"grid.sequence_parallel={str(parallel).lower()}", f"pipeline.microbatches={microbatches}",
                          f"pipeline.microbatch_size={size}", f"model.tied_embeddings={str(tied == 'tied').lower()}",
                          f"checkpoint.directory={tied}/checkpoints")
-        name = f"{p}x{d}x{t}{' sequence parallel' if parallel else ''} {tied}, {microbatches} x {size}, {samples} samples"
+        grid = f"{p}x{d}x{t}{' sequence parallel' if parallel else ''}"
+        name = f"{grid} {tied}, {microbatches} x {size}, {samples} samples"
         is_right(found.metrics("validation_loss"), right_loss(models[tied].tensors(4), stream), name)
         tap.is_equal(found.metrics("tokens"), [samples * tiny.SEQUENCE], f"{name}: every token once")
 
@@ -79,10 +80,11 @@ def check_weights_alone(folder, models):
         for name, value in tree.items():
             file.create_dataset(name, data=value.astype(np.float64), compression="gzip")
         file.attrs.update(format="ppmodel-checkpoint", version=1)
-    found = evaluate(folder, "alone", 2, "grid.tensor=2", "checkpoint.directory=''", "checkpoint.load_weights=weights.h5",
-                     "model.tied_embeddings=false")
+    found = evaluate(folder, "alone", 2, "grid.tensor=2", "checkpoint.directory=''",
+                     "checkpoint.load_weights=weights.h5", "model.tied_embeddings=false")
     is_right(found.metrics("validation_loss"), right_loss(tree, stream), "weights of a file made by h5py")
-    tap.is_equal(sorted(os.listdir(found.folder)), ["metrics.jsonl", "resolved.nml"], "an evaluation writes no checkpoint")
+    tap.is_equal(sorted(os.listdir(found.folder)), ["metrics.jsonl", "resolved.nml"],
+                 "an evaluation writes no checkpoint")
 
 
 def check_training(folder, models):
@@ -106,7 +108,8 @@ def check_first_loss(folder):
     loss = found.metrics("loss")[0]
     tap.ok(abs(loss - math.log(tiny.VOCABULARY)) < 0.05, "the first loss is near ln(vocabulary)")
     with h5py.File(os.path.join(folder, "corpus.h5")) as file:
-        is_right([loss], right_loss(found.tensors(1), file["tokens"][()], 12), "the first loss is that of the first batch")
+        is_right([loss], right_loss(found.tensors(1), file["tokens"][()], 12),
+                 "the first loss is that of the first batch")
 
 
 def main():

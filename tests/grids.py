@@ -60,7 +60,8 @@ STAGE_LAYERS = {1: "5", 2: "1,4", 3: "0,4,1", 5: "0,3,1,1,0", 7: "0,1,1,1,1,1,0"
 
 
 def read_table(text):
-    return [Case(*(int(word) if word.isdigit() else word for word in line.split())) for line in text.strip().splitlines()]
+    return [Case(*(int(word) if word.isdigit() else word for word in line.split()))
+            for line in text.strip().splitlines()]
 
 
 def ranks(case):

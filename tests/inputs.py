@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Wrong inputs: one message that says what is wrong, exit code 2 on every rank, and nothing on the disk touched. TAP."""
+"""Wrong inputs: one message that says what is wrong, exit code 2 on every rank, nothing on the disk touched. TAP."""
 import os
 
 import tap
@@ -24,7 +24,8 @@ NAMELISTS = [
     ("a number that is too large", "layers = 5", "layers = 99999999999999999999", ["layers"]),
     ("several values of one", "layers = 5", "layers = 5, 5", ["layers"]),
     ("a string without quotes", "'kept'", "kept", ["directory"]),
-    ("an unknown choice", "microbatches", "schedule = '1f1c' microbatches", ["'1f1c'", "did you mean '1f1b'", "'gpipe'"]),
+    ("an unknown choice", "microbatches", "schedule = '1f1c' microbatches",
+     ["'1f1c'", "did you mean '1f1b'", "'gpipe'"]),
     ("no value", "layers = 5", "layers =", ["layers"]),
 ]
 
@@ -188,7 +189,8 @@ def check(folder, name, command, parts):
     after = listing(folder)
     codes, errors = tap.rank_codes(errors)
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-    right = {"exit code 2": code == 2, "of every rank": codes == [2] * RANKS, "one message": errors.count("error:") == 1,
+    right = {"exit code 2": code == 2, "of every rank": codes == [2] * RANKS,
+             "one message": errors.count("error:") == 1,
              "no other": "warning" not in errors and "BAD TERMINATION" not in out + errors and "Abort" not in errors,
              "nothing is trained": "loss" not in out, "nothing is touched": not changed}
     right.update({f"says {part}": part in errors for part in parts})

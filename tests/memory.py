@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Memory: how many activation sets the ranks hold at once, counted in the trace; what the start-up says that ranks hold;
+"""Memory: how many activation sets the ranks hold at once, counted in the trace; what the start-up says ranks hold;
 and what they come to hold. TAP."""
 import json
 import os

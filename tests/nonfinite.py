@@ -85,7 +85,8 @@ def check_one_rank(folder):
     for d in (0, 1):
         token = min(set(batch[:, d].flat) - set(batch[:, 1 - d].flat))
         shutil.copytree(good.folder, os.path.join(folder, f"data-{d}"))
-        poison(os.path.join(folder, f"data-{d}", "checkpoints", "step-00000002.h5"), "embedding/token", (token, 0), np.nan)
+        file = os.path.join(folder, f"data-{d}", "checkpoints", "step-00000002.h5")
+        poison(file, "embedding/token", (token, 0), np.nan)
         message = check_end(folder, f"data-{d}", 4, words, f"a token of data rank {d} alone")
         first = re.search(PLACE, message)
         tap.is_equal(first and first.group(3), str(d), f"a token of data rank {d} alone: it is named")

@@ -184,7 +184,8 @@ def check_resolved(folder):
     tap.is_equal((changed, len(again)), ([], len(texts[0].splitlines())), "resolved.nml: itself again")
     with h5py.File(first.checkpoint(3)) as file:
         stored = file.attrs["input"]
-    tap.is_equal(stored.decode() if isinstance(stored, bytes) else stored, texts[0], "resolved.nml is in the checkpoint")
+    stored = stored.decode() if isinstance(stored, bytes) else stored
+    tap.is_equal(stored, texts[0], "resolved.nml is in the checkpoint")
 
 
 def main():

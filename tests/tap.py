@@ -64,8 +64,8 @@ def run(*command, folder=None, environment=None, seconds=120):
 
 
 def launch(ranks, *command, folder=None, environment=None, seconds=60):
-    """The same on `ranks` ranks, of one thread each unless `environment` says otherwise. What runs longer is ended, with
-    the exit code 124."""
+    """The same on `ranks` ranks, of one thread each unless `environment` says otherwise. What runs longer is ended,
+    with the exit code 124."""
     default = "mpiexec.mpich" if shutil.which("mpiexec.mpich") else "mpiexec"
     words = (os.environ.get("MPIEXEC") or default).split() + [os.environ.get("MPIEXEC_NP") or "-n", str(ranks)]
     with subprocess.Popen(words + [str(word) for word in command], cwd=folder, text=True, stdin=subprocess.DEVNULL,
@@ -85,7 +85,8 @@ def launch(ranks, *command, folder=None, environment=None, seconds=60):
 
 
 # Words before a program under launch(): each rank then says its exit code, for rank_codes().
-EACH_RANK = ("sh", "-c", 'program=$1; shift; "$program" "$@"; code=$?; echo "rank ended with $code" >&2; exit $code', "sh")
+EACH_RANK = ("sh", "-c",
+             'program=$1; shift; "$program" "$@"; code=$?; echo "rank ended with $code" >&2; exit $code', "sh")
 
 
 def rank_codes(errors):

@@ -123,8 +123,8 @@ def relative(found, expected):
 
 
 def farthest(a, b):
-    """The largest relative difference between tensors of the same name, layer by layer in stacks, and where it is; noise
-    is left out."""
+    """The largest relative difference between tensors of the same name, layer by layer in stacks, and where it is;
+    noise is left out."""
     worst = (0.0, "")
     for name in a.keys() & b.keys():
         stacked = "blocks/" in name
@@ -139,7 +139,8 @@ def is_close(a, b, tolerance, name):
     """Holds when both have the same tensors and each agrees to `tolerance` in relative L2 norm; noise is left out."""
     distance, where = farthest(a, b)
     if not tap.ok(a and a.keys() == b.keys() and distance <= tolerance, name):
-        tap.note(f"{where} differs by {distance:.2e}, allowed {tolerance:.0e}; in one only: {sorted(a.keys() ^ b.keys())}")
+        tap.note(f"{where} differs by {distance:.2e}, allowed {tolerance:.0e}; "
+                 f"in one only: {sorted(a.keys() ^ b.keys())}")
 
 
 def part(tree, *prefixes):
@@ -155,7 +156,8 @@ def norm(x, weight, bias):
 def attention(x, weights, layer):
     """Causal attention of x [samples, sequence, hidden]."""
     query, key, value = (np.einsum("nsi,hdi->nhsd", x, weights[f"blocks/attention/{name}/weight"][layer])
-                         + weights[f"blocks/attention/{name}/bias"][layer][:, None] for name in ("query", "key", "value"))
+                         + weights[f"blocks/attention/{name}/bias"][layer][:, None]
+                         for name in ("query", "key", "value"))
     scores = np.einsum("nhqd,nhkd->nhqk", query, key) / np.sqrt(query.shape[-1])
     scores = np.where(np.tri(x.shape[1], dtype=bool), scores, -np.inf)
     scores = np.exp(scores - scores.max(-1, keepdims=True))

@@ -64,7 +64,8 @@ def adamw(before, gradients, step, rate, clip):
         # of matrices and embeddings
         decay = o["weight_decay"] if name.endswith("weight") and "norm" not in name or "embedding" in name else 0
         weight = weight - rate * decay * weight
-        weight -= rate * (first / (1 - o["beta1"] ** step)) / (np.sqrt(second / (1 - o["beta2"] ** step)) + o["epsilon"])
+        divisor = np.sqrt(second / (1 - o["beta2"] ** step)) + o["epsilon"]
+        weight -= rate * (first / (1 - o["beta1"] ** step)) / divisor
         after.update({"model/" + name: weight, "optimizer/first_moment/" + name: first,
                       "optimizer/second_moment/" + name: second})
     return after
@@ -106,8 +107,8 @@ def check_rates(folder):
 
 
 def check_gradients(folder, ranks, overrides, name):
-    """The slope of the loss along each tensor's gradient is the gradient's norm. A rate of 0 leaves the weights where the
-    gradients were taken."""
+    """The slope of the loss along each tensor's gradient is the gradient's norm. A rate of 0 leaves the weights where
+    the gradients were taken."""
     found = tiny.train(folder, f"slope-{ranks}", ranks, *KEEP, *overrides, "run.steps=1", "data.shuffle=false",
                        "optimizer.learning_rate=0", "optimizer.min_learning_rate=0")
     tree = found.tensors(1)
