@@ -158,7 +158,7 @@ struct device {
 /* The CPU's table. `threads` OpenMP threads are used from then on by the calling process. */
 const struct device *device_cpu(int threads);
 
-/* The libraries that the CPU kernels use, for --version: for example "OpenBLAS 0.3.21, oneDNN 2.7.4". */
+/* The libraries that the CPU kernels use, for --version: for example "OpenBLAS 0.3.21 with oneDNN 2.7.4". */
 const char *device_cpu_libraries(void);
 
 #ifdef __cplusplus

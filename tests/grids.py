@@ -12,7 +12,8 @@ import tiny
 
 np = tiny.np
 
-Case = collections.namedtuple("Case", "P D T schedule recompute sequence_parallel balance tied M size")
+Case = collections.namedtuple("Case", "P D T schedule recompute sequence_parallel balance tied M size chunks",
+                              defaults=[1])
 
 # One case a line; -: no; M microbatches of `size` sequences on each data rank. These have every pair of two columns'
 # values that fits on 8 ranks, which is checked.
@@ -45,7 +46,8 @@ PAIRS = """
 1 4 2  1f1b      selective  yes                explicit    yes   1  3
 """
 
-# Ends of a tied weight with sequence parallelism, fewer microbatches than stages, other sizes.
+# Ends of a tied weight with sequence parallelism, fewer microbatches than stages, other sizes; and the other schedules,
+# with the chunks of each rank behind the size.
 OTHERS = """
 2 1 2  1f1b      none       yes                cost        yes   4  3
 2 1 4  1f1b      selective  -                  parameters  yes   4  3
@@ -53,6 +55,20 @@ OTHERS = """
 5 1 1  1f1b      none       -                  uniform     yes   2  3
 2 2 1  1f1b      full       -                  uniform     yes   6  1
 1 2 1  gpipe     none       -                  cost        yes   3  2
+5 1 1  eager-1f1b   full       -               cost        -     4  3
+2 2 1  eager-1f1b   none       -               parameters  yes   2  3
+3 1 1  interleaved  none       -               uniform     yes   6  2  2
+2 1 2  interleaved  full       yes             cost        yes   4  3  3
+2 1 1  looped-bfs   selective  -               cost        yes   4  3  2
+2 2 1  looped-bfs   none       -               uniform     yes   2  3  3
+4 1 1  zb-h1        none       -               cost        yes   4  3
+2 1 2  zb-h1        full       yes             uniform     yes   4  3
+2 2 1  zb-v         selective  -               cost        yes   2  3  2
+3 1 1  zb-v         full       -               cost        -     4  3  2
+2 1 2  v-half       none       yes             parameters  yes   4  3  2
+3 1 1  v-half       selective  -               cost        -     4  3  2
+2 1 1  v-min        full       -               cost        yes   4  3  2
+3 1 1  v-min        none       -               cost        -     4  3  2
 """
 
 # Blocks in each stage, as uneven as can be.
@@ -71,7 +87,8 @@ def ranks(case):
 def plain(case):
     """The case that has the same bits on one pipeline rank."""
     sequence_parallel = case.sequence_parallel if case.T > 1 else "-"
-    return case._replace(P=1, schedule="1f1b", recompute="none", sequence_parallel=sequence_parallel, balance="cost")
+    return case._replace(P=1, schedule="1f1b", recompute="none", sequence_parallel=sequence_parallel, balance="cost",
+                         chunks=1)
 
 
 def alone(case):
@@ -80,7 +97,7 @@ def alone(case):
 
 
 def name_of(case):
-    return (f"{case.P}x{case.D}x{case.T} {case.schedule} recompute {case.recompute}"
+    return (f"{case.P}x{case.D}x{case.T} {case.schedule}{f' of {case.chunks} chunks' if case.chunks > 1 else ''} recompute {case.recompute}"
             f"{', sequence parallel' if case.sequence_parallel == 'yes' else ''}, {case.balance} balance, "
             f"{'tied' if case.tied == 'yes' else 'untied'}, {case.M} x {case.size}")
 
@@ -88,7 +105,7 @@ def name_of(case):
 def overrides(case):
     words = [f"grid.pipeline={case.P}", f"grid.data={case.D}", f"grid.tensor={case.T}",
              f"grid.sequence_parallel={'.true.' if case.sequence_parallel == 'yes' else '.false.'}",
-             f"pipeline.schedule={case.schedule}", f"pipeline.recompute={case.recompute}",
+             f"pipeline.schedule={case.schedule}", f"pipeline.chunks={case.chunks}", f"pipeline.recompute={case.recompute}",
              f"pipeline.balance={case.balance}", f"pipeline.microbatches={case.M}",
              f"pipeline.microbatch_size={case.size}",
              f"model.tied_embeddings={'.true.' if case.tied == 'yes' else '.false.'}",
@@ -114,7 +131,7 @@ class Runs:
 
 def check_pairs(cases):
     """Every pair of values that fits on 8 ranks occurs in the table."""
-    options = Case._fields[:-2]
+    options = Case._fields[:-3]
     values = {option: sorted({getattr(case, option) for case in cases}, key=str) for option in options}
     missing = []
     for one, other in itertools.combinations(options, 2):

@@ -160,9 +160,9 @@ def check_keep(folder):
         with open(os.path.join(folder, "keep", "checkpoints", name), "w", encoding="ascii") as file:
             file.write("left behind")
     found = tiny.train(folder, "keep", 2, "grid.data=2", "run.steps=8", "checkpoint.every=1", "checkpoint.keep=2",
-                       "checkpoint.keep_every=3")
-    tap.is_equal(found.checkpoints(), ["notes.txt"] + [f"step-0000000{step}.h5" for step in (3, 6, 7, 8)],
-                 "keep = 2, keep_every = 3: steps 3 and 6, and the last two")
+                       "checkpoint.keep_every=4")
+    tap.is_equal(found.checkpoints(), ["notes.txt"] + [f"step-0000000{step}.h5" for step in (4, 7, 8)],
+                 "keep = 2, keep_every = 4: step 4 and the last two")
 
 
 def check_resolved(folder):

@@ -106,10 +106,11 @@ def check_rates(folder):
                 f"the learning rate: {name}")
 
 
-def check_gradients(folder, ranks, overrides, name):
+def check_gradients(folder, number):
     """The slope of the loss along each tensor's gradient is the gradient's norm. A rate of 0 leaves the weights where
     the gradients were taken."""
-    found = tiny.train(folder, f"slope-{ranks}", ranks, *KEEP, *overrides, "run.steps=1", "data.shuffle=false",
+    name, ranks, _, overrides = GRIDS[number]
+    found = tiny.train(folder, f"slope-{number}", ranks, *KEEP, *overrides, "run.steps=1", "data.shuffle=false",
                        "optimizer.learning_rate=0", "optimizer.min_learning_rate=0")
     tree = found.tensors(1)
     with h5py.File(os.path.join(folder, "corpus.h5")) as file:
@@ -142,8 +143,8 @@ def main():
             check_lines(found, name)
             check_updates(found, clip_norm, name)
         check_rates(folder)
-        for name, ranks, _, overrides in (GRIDS[0], GRIDS[3]):
-            check_gradients(folder, ranks, overrides, name)
+        for number in (0, 3, 4):
+            check_gradients(folder, number)
     tap.done()
 
 
