@@ -97,7 +97,8 @@ def alone(case):
 
 
 def name_of(case):
-    return (f"{case.P}x{case.D}x{case.T} {case.schedule}{f' of {case.chunks} chunks' if case.chunks > 1 else ''} recompute {case.recompute}"
+    chunks = f" of {case.chunks} chunks" if case.chunks > 1 else ""
+    return (f"{case.P}x{case.D}x{case.T} {case.schedule}{chunks}, recompute {case.recompute}"
             f"{', sequence parallel' if case.sequence_parallel == 'yes' else ''}, {case.balance} balance, "
             f"{'tied' if case.tied == 'yes' else 'untied'}, {case.M} x {case.size}")
 
@@ -105,9 +106,9 @@ def name_of(case):
 def overrides(case):
     words = [f"grid.pipeline={case.P}", f"grid.data={case.D}", f"grid.tensor={case.T}",
              f"grid.sequence_parallel={'.true.' if case.sequence_parallel == 'yes' else '.false.'}",
-             f"pipeline.schedule={case.schedule}", f"pipeline.chunks={case.chunks}", f"pipeline.recompute={case.recompute}",
-             f"pipeline.balance={case.balance}", f"pipeline.microbatches={case.M}",
-             f"pipeline.microbatch_size={case.size}",
+             f"pipeline.schedule={case.schedule}", f"pipeline.chunks={case.chunks}",
+             f"pipeline.recompute={case.recompute}", f"pipeline.balance={case.balance}",
+             f"pipeline.microbatches={case.M}", f"pipeline.microbatch_size={case.size}",
              f"model.tied_embeddings={'.true.' if case.tied == 'yes' else '.false.'}",
              "checkpoint.gradients=true"]
     if case.balance == "explicit":
@@ -171,10 +172,12 @@ def check_threads(runs, case):
     tiny.is_close(found.tensors(4), runs.of(case).tensors(4), 1e-5, f"{name_of(case)}: two threads to rounding")
 
 
-def every_combination(values):
-    for choice in itertools.product(*values.values()):
-        case = Case(*choice, M=0, size=3)
-        if ranks(case) <= 16 and (case.sequence_parallel == "-" or case.T > 1):
+def every_combination(values, schedules):
+    """Of the values of each column and of the pairs (schedule, chunks)."""
+    for *choice, (schedule, chunks) in itertools.product(*values.values(), schedules):
+        case = Case(**dict(zip(values, choice)), schedule=schedule, chunks=chunks, M=0, size=3)
+        if (ranks(case) <= 16 and case.P * chunks <= tiny.LAYERS + 2 and (case.balance != "explicit" or chunks == 1)
+                and (case.sequence_parallel == "-" or case.T > 1)):
             yield case._replace(M=max(1, 4 // case.D))
 
 
@@ -183,7 +186,8 @@ def main():
     values = check_pairs(cases)
     cases += read_table(OTHERS)
     if os.environ.get("PP_LONG") == "1":
-        cases += every_combination(values)
+        del values["schedule"]
+        cases += every_combination(values, sorted({(case.schedule, case.chunks) for case in cases}))
     with tap.scratch_folder() as folder:
         tiny.prepare(folder)
         runs = Runs(folder)
