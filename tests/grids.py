@@ -2,7 +2,7 @@
 """The grid does not change the training: for given data and tensor ranks every number of pipeline ranks, schedule,
 recompute mode and balance gives the same bits, and different data and tensor ranks agree to rounding. TAP.
 
-With PP_LONG=1 the table is every combination of its values on at most 16 ranks, which takes an hour or more."""
+With PP_LONG=1 every combination of the values on at most 16 ranks is added, which takes hours: raise TEST_TIMEOUT."""
 import collections
 import itertools
 import os
