@@ -34,10 +34,12 @@ struct attention_shape {
     int heads, kv_heads, head_size;
 };
 
-/* A contiguous range of parameters for the optimizer. */
+/* A range of parameters for the optimizer: `count` elements that follow one another, and where the first of them lies
+ * in each arena. */
 struct optimizer_range {
-    int64_t begin, count; /* elements, relative to the arenas' starts */
-    bool decay;           /* weight decay applies */
+    int64_t count;
+    int64_t weight, moment, gradient; /* elements from the arenas' starts; both moments lie alike */
+    bool decay;                       /* weight decay applies */
 };
 
 /* One AdamW step (Loshchilov and Hutter, 2019, algorithm 2): with g = gradient * scale,

@@ -221,6 +221,12 @@ static void test_squares(void)
     free(host);
 }
 
+/* A range that lies at the same place in all arenas. */
+static struct optimizer_range range_at(int64_t begin, int64_t count, bool decay)
+{
+    return (struct optimizer_range){count, begin, begin, begin, decay};
+}
+
 /* elements, gap between the ranges */
 static const int64_t adamw_shapes[][2] = {{0, 1}, {1, 0}, {48, 3}, {101, 1}, {30001, 7}};
 
@@ -230,7 +236,7 @@ static void adamw(struct run *r, const int64_t *shape)
     const int64_t count = shape[0], gap = shape[1], all = 2 * count + gap;
     float *w = give_numbers(r, all, 1.0), *m = give_numbers(r, all, 0.0), *v = give_numbers(r, all, 0.0);
     const float *g[3] = {give_numbers(r, all, 1.0), give_numbers(r, all, 1e-3), give_numbers(r, all, 1e-6)};
-    const struct optimizer_range ranges[] = {{0, count, false}, {count + gap, count, true}};
+    const struct optimizer_range ranges[] = {range_at(0, count, false), range_at(count + gap, count, true)};
     struct adamw step = {.learning_rate = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1};
     step.scale = 0.7;
     double *hw = before(r, 0), *hm = allocate((size_t)all + 1, sizeof *hm), *hv = allocate((size_t)all + 1, sizeof *hv);
@@ -257,7 +263,8 @@ static void adamw(struct run *r, const int64_t *shape)
     free(hw), free(hm), free(hv);
 }
 
-/* The step does not depend on how the parameters are cut into ranges: data ranks may each make a shard of it. */
+/* The step depends neither on how the parameters are cut into ranges nor on where the pieces lie in each arena: data
+ * ranks may each make a shard of it. */
 static void test_adamw_shards(void)
 {
     enum {
@@ -266,13 +273,17 @@ static void test_adamw_shards(void)
     const struct device *d = device_cpu(2);
     struct stream *stream = d->stream_open();
     struct adamw step = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0};
-    const struct optimizer_range whole[] = {{0, COUNT, true}}, cut[] = {{0, 1, true}, {1, 332, true}, {333, 667, true}};
+    /* The moments of the pieces lie in another order than the pieces themselves. */
+    const struct optimizer_range whole[] = {range_at(0, COUNT, true)};
+    const struct optimizer_range cut[] = {{1, 0, 999, 0, true}, {332, 1, 0, 1, true}, {667, 333, 332, 333, true}};
     float host[4][COUNT], out[2][COUNT];
-    for (int64_t i = 0; i < COUNT; i++)
-        for (int a = 0; a < 4; a++)
-            host[a][i] = a == 2 ? fabsf(number_at(a, i)) : number_at(a, i);
     for (int way = 0; way < 2; way++) {
         float *arena[4];
+        for (int64_t i = 0; i < COUNT; i++)
+            for (int a = 0; a < 4; a++) {
+                const int64_t at = way == 0 || (a != 1 && a != 2) ? i : i == 0 ? 999 : i - 1;
+                host[a][at] = a == 2 ? fabsf(number_at(a, i)) : number_at(a, i);
+            }
         for (int a = 0; a < 4; a++) {
             arena[a] = d->allocate(sizeof host[a]);
             d->copy(stream, arena[a], host[a], sizeof host[a]);

@@ -85,9 +85,10 @@ void cpu_adamw(struct stream *stream, float *weights, float *first_moment, float
             const int64_t count = ranges[range].count;
             const int64_t begin = own.begin > before ? own.begin - before : 0;
             const int64_t end = own.end - before < count ? own.end - before : count;
-            const int64_t at = ranges[range].begin + begin;
+            const int64_t moment = ranges[range].moment + begin;
             if (begin < end)
-                adamw_part(weights + at, first_moment + at, second_moment + at, gradients + at, end - begin,
+                adamw_part(weights + ranges[range].weight + begin, first_moment + moment, second_moment + moment,
+                           gradients + ranges[range].gradient + begin, end - begin,
                            ranges[range].decay ? &decaying : &constant);
             before += count;
         }

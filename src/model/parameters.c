@@ -93,11 +93,14 @@ static void make_ranges(struct parameters *parameters)
             continue;
         struct optimizer_range *last =
             parameters->range_count ? &parameters->ranges[parameters->range_count - 1] : NULL;
-        if (last && last->begin + last->count == share->weight && last->decay == share->parameter->decay)
+        if (last && last->weight + last->count == share->weight && last->decay == share->parameter->decay)
             last->count += share->count;
         else
-            parameters->ranges[parameters->range_count++] =
-                (struct optimizer_range){share->weight, share->count, share->parameter->decay};
+            parameters->ranges[parameters->range_count++] = (struct optimizer_range){.count = share->count,
+                                                                                     .weight = share->weight,
+                                                                                     .moment = share->weight,
+                                                                                     .gradient = share->weight,
+                                                                                     .decay = share->parameter->decay};
     }
 }
 
