@@ -46,10 +46,13 @@ enum exit_code mode_evaluate(const struct job *job, struct settings *settings)
     struct err err = {0};
     struct trainer *trainer = NULL;
     struct dataset *dataset = NULL;
+    struct model model;
     char path[SETTINGS_STRING_MAX + 32];
     int result = mode_open_dataset(job, settings, settings->data.validation, 1, &dataset, &err);
     if (result == 0)
-        result = trainer_create(&trainer, job, settings, false, &err);
+        result = model_create(&model, settings, &err);
+    if (result == 0)
+        result = trainer_create(&trainer, job, settings, &model, false, &err);
     if (result == 0)
         result = mode_resume(job, settings, trainer, false, path, &err);
     if (result == 0 && !path[0])

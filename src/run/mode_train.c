@@ -228,7 +228,8 @@ static int prepare(struct training *t, struct err *err)
         return -1;
     if (s->data.validation[0] && mode_open_dataset(t->job, s, s->data.validation, 1, &t->validation, err) < 0)
         return -1;
-    if (trainer_create(&t->trainer, t->job, t->settings, true, err) < 0 ||
+    struct model model;
+    if (model_create(&model, s, err) < 0 || trainer_create(&t->trainer, t->job, t->settings, &model, true, err) < 0 ||
         mode_resume(t->job, s, t->trainer, true, t->resumed, err) < 0 || mode_write_resolved(t->job, s, err) < 0)
         return -1;
     t->first_step = trainer_steps_done(t->trainer) + 1;

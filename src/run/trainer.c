@@ -228,19 +228,19 @@ static void make_batches(struct trainer *trainer, bool training)
 static int create(struct trainer *trainer, struct settings *settings, const struct text *csv, bool training,
                   struct err *err)
 {
-    if (model_create(&trainer->model, settings, err) < 0 || make_schedules(trainer, csv, training, err) < 0 ||
-        cut_model(trainer, settings, err) < 0)
+    if (make_schedules(trainer, csv, training, err) < 0 || cut_model(trainer, settings, err) < 0)
         return -1;
     trainer->context.loss_scale = 1 / ((double)settings->pipeline.global_batch * (double)trainer->model.sequence);
     make_parts(trainer, training);
     return 0;
 }
 
-int trainer_create(struct trainer **out, const struct job *job, struct settings *settings, bool training,
-                   struct err *err)
+int trainer_create(struct trainer **out, const struct job *job, struct settings *settings, const struct model *model,
+                   bool training, struct err *err)
 {
     struct trainer *trainer = allocate(1, sizeof *trainer);
     trainer->settings = settings;
+    trainer->model = *model;
     *out = trainer;
     grid_open(&trainer->grid, job->world, settings->grid.pipeline, settings->grid.data, settings->grid.tensor);
     if (settings->run.threads == 0) {

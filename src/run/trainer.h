@@ -5,6 +5,7 @@
 
 #include "base/settings.h"
 #include "io/dataset.h"
+#include "model/family.h"
 #include "parallel/grid.h"
 #include "parallel/job.h"
 #include "plan/footprint.h"
@@ -25,10 +26,11 @@ struct step_result {
 };
 
 /* For evaluation alone (`training` false) there are no gradients, moments or training schedule. `settings` were
- * checked; stage_layers and balance are filled in as they were decided. Collective over the job: all ranks get the
- * trainer, or all -1 and the same text. */
-int trainer_create(struct trainer **trainer, const struct job *job, struct settings *settings, bool training,
-                   struct err *err);
+ * checked; stage_layers and balance are filled in as they were decided. What `model` holds becomes the trainer's, after
+ * a failure too. Collective over the job: all ranks get the trainer, or all -1 and the same text; either way *trainer
+ * is to be destroyed. */
+int trainer_create(struct trainer **trainer, const struct job *job, struct settings *settings,
+                   const struct model *model, bool training, struct err *err);
 void trainer_destroy(struct trainer *trainer); /* collective; NULL is allowed */
 
 /* Says on rank 0 what will run: grid, stages, parameters, memory, batch. */
