@@ -26,6 +26,16 @@ def digest(array):
         return int(mix(index ^ bits).sum(dtype=np.uint64))
 
 
+def share(path, number):
+    """A tensor's share in the digest of several: random bits of its digest's index in the stream of its path."""
+    word = 2 ** 64 - 1
+    gamma, key = 0x9E3779B97F4A7C15, 0xCBF29CE484222325
+    for byte in path.encode():
+        key = (key ^ byte) * 0x100000001B3 & word
+    key = int(mix(np.uint64(key ^ int(mix(np.uint64(gamma))))))
+    return int(mix(np.uint64(key + (number + 1) * gamma & word)))
+
+
 def datasets(group):
     """The datasets below a group by their names."""
     found = {}
@@ -121,8 +131,11 @@ def check_training(folder):
     tap.is_equal([path for path, (right, stored) in digests.items() if right != stored], [],
                  "every stored digest is right")
     code, out, errors = tap.run(tap.program("ppmodel"), "--digest", path)
-    lines = dict(reversed(line.split(None, 1)) for line in out.splitlines())
+    lines = {path: text for text, path in (line.split(None, 1) for line in out.splitlines())}
     tap.is_equal((code, errors), (0, ""), "ppmodel --digest")
+    for name, start in (("all of /model", "/model/"), ("whole file", "/")):
+        shares = [share(path, found) for path, (found, _) in digests.items() if path.startswith(start)]
+        tap.is_equal(int(lines[name], 16), sum(shares) % 2 ** 64, f"its digest of {name}")
     tap.is_equal({path: int(text, 16) for path, text in lines.items() if path.startswith("/")},
                  {path: found for path, (found, _) in digests.items()}, "it prints the same digests")
 
@@ -133,6 +146,31 @@ def check_training(folder):
     found = tiny.run(folder, "trained", 2, "run.steps=3")
     tap.ok(found.code == 2 and "/model/final_norm/bias" in found.errors and "damaged" in found.errors,
            "and no training goes on from it")
+
+
+def check_digests(folder):
+    """run.digest_every: the digest of the weights that --digest finds in the checkpoint of the same step, on each grid;
+    with a line of its own where the step has none."""
+    found = {}
+    for name, ranks, words in (("one rank", 1, []), ("three stages", 3, ["grid.pipeline=3"]),
+                               ("chunks", 2, ["grid.pipeline=2", "pipeline.schedule=zb-v", "pipeline.chunks=2"]),
+                               ("data ranks", 3, ["grid.data=3", "pipeline.microbatches=2",
+                                                  "pipeline.microbatch_size=2"]),
+                               ("all", 8, ["grid.pipeline=2", "grid.data=2", "grid.tensor=2", "pipeline.microbatches=2",
+                                           "grid.sequence_parallel=true"])):
+        run = tiny.train(folder, "digest-" + name.replace(" ", "-"), ranks, *words, "checkpoint.every=1",
+                         "checkpoint.keep=9", "run.digest_every=2", "run.log_every=3", "run.steps=6")
+        lines = [(line["step"], "loss" in line, "digest" in line) for line in run.metrics()]
+        tap.is_equal(lines, [(2, False, True), (3, True, False), (4, False, True), (6, True, True)],
+                     f"{name}: a digest every two steps")
+        right = []
+        for step in (2, 4, 6):
+            _, out, _ = tap.run(tap.program("ppmodel"), "--digest", run.checkpoint(step))
+            right += [line.split()[0] for line in out.splitlines() if line.endswith("all of /model")]
+        found[name] = run.metrics("digest")
+        tap.is_equal(found[name], right, f"{name}: those of the checkpoints' weights")
+        tap.ok(len(set(right)) == 3, f"{name}: each step has another")
+    tap.is_equal([found["three stages"], found["chunks"]], [found["one rank"]] * 2, "the same on each number of stages")
 
 
 def check_others(folder):
@@ -148,7 +186,7 @@ def check_others(folder):
         bounds = "latest" if name == "gzip" else "earliest"
         with h5py.File(os.path.join(folder, f"{name}.h5"), "w", libver=bounds) as file:
             file.create_dataset("tokens", data=stream.astype(dtype), **options)
-            file.attrs["format"] = np.string_("ppmodel-dataset") if name == "gzip" else "ppmodel-dataset"
+            file.attrs["format"] = np.bytes_("ppmodel-dataset") if name == "gzip" else "ppmodel-dataset"
             file.attrs.update(version=np.uint8(1), vocabulary=np.int16(tiny.VOCABULARY))
         found = tiny.run(folder, name, 1, "run.steps=2", f"data.train={name}.h5")
         tap.is_equal((found.code, found.metrics("loss")), (0, plain.metrics("loss")),
@@ -181,5 +219,6 @@ with tap.scratch_folder() as place:
     check_packer(place)
     tiny.prepare(place)
     check_training(place)
+    check_digests(place)
     check_others(place)
 tap.done()

@@ -118,7 +118,6 @@ UNFINISHED = [
     ("CUDA", "run.device=cuda", ["device = 'cuda'"]),
     ("bf16", "run.precision=bf16", ["precision = 'bf16'"]),
     ("tf32", "run.precision=tf32", ["precision = 'tf32'"]),
-    ("digests", "run.digest_every=1", ["digest_every"]),
     ("samples", "run.sample_every=1", ["sample_every"]),
     ("a sharded optimizer", "optimizer.sharded=true", ["sharded"]),
     ("outliers", "optimizer.skip_outliers=5", ["skip_outliers"]),

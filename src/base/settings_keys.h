@@ -114,7 +114,8 @@ enum {
       "from one evaluation on data.validation to the next; 0: none") \
     K(run, evaluate_batches, COUNT, "0", 0, STEPS_MAX, "global batches", \
       "length of an evaluation; 0: all of data.validation") \
-    K(run, digest_every, COUNT, "0", 0, STEPS_MAX, "steps", "from one digest of the weights to the next; 0: none") \
+    K(run, digest_every, COUNT, "0", 0, STEPS_MAX, "steps", \
+      "from one digest of the weights to the next, as --digest prints for /model; 0: none") \
     K(run, verbose, LOGICAL, ".false.", 0, 0, "", "tell more on the way") \
     K(run, sample_every, COUNT, "0", 0, STEPS_MAX, "steps", \
       "from one sampled text (&generate) to the next; 0: none") \

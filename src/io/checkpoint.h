@@ -69,9 +69,14 @@ void checkpoint_list_free(char **paths, int count);
 int checkpoint_prune(struct communicator *comm, const char *directory, int64_t keep, int64_t keep_every,
                      struct err *err);
 
-/* Prints each tensor's digest, computed from its data, and one for the whole file (the sum over tensors of
- * random_bits(random_key(0, path), digest)); says where a stored digest differs (and returns -1). Serial, any HDF5 file
- * of float32 datasets; reads in bounded pieces. */
+/* The digest of several tensors, which is the sum over them of random_bits(random_key(0, path), their own digest), from
+ * parts in memory as checkpoint_write takes them. Collective over comm; the same on all ranks. */
+uint64_t checkpoint_digest_memory(struct communicator *comm, const struct checkpoint_tensor *tensors, int tensor_count,
+                                  const struct checkpoint_part *parts, int part_count);
+
+/* Prints each tensor's digest, computed from its data, that of those below /model where there are any, and that of all;
+ * says where a stored digest differs (and returns -1). Serial, any HDF5 file of float32 datasets; reads in bounded
+ * pieces. */
 int checkpoint_digest(const char *path, struct text *out, struct err *err);
 
 #endif

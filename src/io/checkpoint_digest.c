@@ -1,21 +1,39 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/memory.h"
 #include "base/random.h"
 #include "io/box.h"
-#include "io/checkpoint.h"
+#include "io/checkpoint_parts.h"
 #include "io/h5.h"
 
 struct visit {
     struct text *out;
     struct err *err;
-    float *piece;   /* BOX_PIECE elements */
-    uint64_t whole; /* digest of the file so far */
-    int tensors, different;
+    float *piece;          /* BOX_PIECE elements */
+    uint64_t model, whole; /* digests so far: of what is below /model, of the file */
+    int tensors, model_tensors, different;
     bool failed;
 };
+
+/* A tensor's share in the digest of several. */
+static uint64_t share_of(const char *path, uint64_t digest)
+{
+    return random_bits(random_key(0, path), digest);
+}
+
+uint64_t checkpoint_digest_memory(struct communicator *comm, const struct checkpoint_tensor *tensors, int tensor_count,
+                                  const struct checkpoint_part *parts, int part_count)
+{
+    uint64_t *digests = allocate((size_t)tensor_count, sizeof *digests), sum = 0;
+    checkpoint_digest_parts(comm, tensors, tensor_count, parts, part_count, digests);
+    for (int i = 0; i < tensor_count; i++)
+        sum += share_of(tensors[i].path, digests[i]);
+    free(digests);
+    return sum;
+}
 
 static int digest_elements(hid_t dataset, float *buffer, uint64_t *digest, struct err *err)
 {
@@ -50,7 +68,11 @@ static int visit_dataset(hid_t dataset, const char *path, struct visit *visit)
     }
     text_add(visit->out, "\n");
     visit->tensors++;
-    visit->whole += random_bits(random_key(0, path), digest);
+    visit->whole += share_of(path, digest);
+    if (strncmp(path, "/model/", strlen("/model/")) == 0) {
+        visit->model_tensors++;
+        visit->model += share_of(path, digest);
+    }
     return 0;
 }
 
@@ -77,6 +99,8 @@ static int finish(const struct visit *visit, struct err *err)
 {
     if (visit->tensors == 0)
         return err_set(err, "holds no tensors of floating-point numbers");
+    if (visit->model_tensors > 0)
+        text_add(visit->out, "%016" PRIx64 "  all of /model\n", visit->model);
     text_add(visit->out, "%016" PRIx64 "  whole file\n", visit->whole);
     if (visit->different > 0)
         return err_set(err, "%d of %d tensors differ from their stored digests", visit->different, visit->tensors);

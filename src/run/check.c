@@ -27,8 +27,8 @@ static int check_built(const struct settings *s, struct err *err)
         return err_set(err, "&optimizer sharded = .true. is not built yet");
     if (s->optimizer.skip_outliers > 0)
         return err_set(err, "&optimizer skip_outliers > 0 is not built yet");
-    if (s->run.digest_every > 0 || s->run.sample_every > 0)
-        return err_set(err, "&run %s > 0 is not built yet", s->run.digest_every ? "digest_every" : "sample_every");
+    if (s->run.sample_every > 0)
+        return err_set(err, "&run sample_every > 0 is not built yet");
     if (s->machine.preset[0])
         return err_set(err, "&machine preset = '%s': no presets are built yet; give the figures themselves",
                        s->machine.preset);

@@ -80,6 +80,11 @@ void metrics_count(struct metrics *metrics, const char *key, int64_t value)
     text_add(&metrics->line, ", \"%s\": %lld", key, (long long)value);
 }
 
+void metrics_text(struct metrics *metrics, const char *key, const char *value)
+{
+    text_add(&metrics->line, ", \"%s\": \"%s\"", key, value);
+}
+
 void metrics_end(struct metrics *metrics)
 {
     text_add(&metrics->line, "}\n");

@@ -1,4 +1,6 @@
+#include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,14 +37,11 @@ static int64_t tokens_per_step(const struct settings *settings)
     return settings->pipeline.global_batch * settings->model.sequence;
 }
 
-static void write_step(struct training *t, const struct step_result *step)
+static void write_numbers(struct training *t, const struct step_result *step)
 {
     const struct settings *s = t->settings;
     int64_t number = trainer_steps_done(t->trainer);
     double tokens = (double)tokens_per_step(s);
-    if (!t->metrics || number % s->run.log_every != 0)
-        return;
-    metrics_begin(t->metrics, number);
     metrics_real(t->metrics, "loss", step->loss);
     metrics_real(t->metrics, "gradient_norm", step->gradient_norm);
     metrics_real(t->metrics, "learning_rate", step->learning_rate);
@@ -55,6 +54,28 @@ static void write_step(struct training *t, const struct step_result *step)
         metrics_real(t->metrics, "mfu",
                      trainer_flops_per_step(t->trainer) /
                          (step->seconds * 1e9 * s->machine.peak_gflops * t->job->world->size));
+}
+
+static bool at(int64_t step, int64_t every)
+{
+    return every > 0 && step % every == 0;
+}
+
+/* The line of the step; collective where it has a digest. */
+static void write_step(struct training *t, const struct step_result *step)
+{
+    int64_t number = trainer_steps_done(t->trainer);
+    bool numbers = at(number, t->settings->run.log_every), digest = at(number, t->settings->run.digest_every);
+    char text[24] = "";
+    if (digest)
+        snprintf(text, sizeof text, "%016" PRIx64, trainer_digest(t->trainer));
+    if (!t->metrics || !(numbers || digest))
+        return;
+    metrics_begin(t->metrics, number);
+    if (numbers)
+        write_numbers(t, step);
+    if (digest)
+        metrics_text(t->metrics, "digest", text);
     metrics_end(t->metrics);
 }
 
@@ -155,11 +176,6 @@ static void summarize(const struct training *t, struct err *err)
     else if (s->checkpoint.directory[0])
         log_line("Next: train on with run.steps=%lld, or evaluate with run.mode=evaluate on any grid.",
                  (long long)(2 * s->run.steps));
-}
-
-static bool at(int64_t step, int64_t every)
-{
-    return every > 0 && step % every == 0;
 }
 
 static enum exit_code stop_early(const struct training *t, enum stop_reason reason)

@@ -83,6 +83,18 @@ int trainer_save(struct trainer *trainer, struct err *err)
     return result;
 }
 
+uint64_t trainer_digest(const struct trainer *trainer)
+{
+    struct snapshot_tree tree;
+    struct snapshot snapshot;
+    int count = trees_of(trainer, false, false, &tree);
+    snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->grid, &tree, count);
+    uint64_t digest = checkpoint_digest_memory(trainer->grid.world, snapshot.tensors, snapshot.tensor_count,
+                                               snapshot.parts, snapshot.part_count);
+    snapshot_destroy(&snapshot);
+    return digest;
+}
+
 /* Rank 0 writes the ranks' texts one after another. */
 static int write_texts(const struct trainer *trainer, const struct text *mine, struct err *err)
 {
