@@ -336,6 +336,17 @@ static struct context context_of(const struct stage *stage, const struct context
     return own;
 }
 
+static void show(const struct stage *stage, const struct stage_run *run, int k, enum stage_pass pass,
+                 const struct passage *passage)
+{
+    if (run->inspect)
+        run->inspect(run->of, &(struct stage_look){.pass = pass,
+                                                   .layer = stage->slice.first + k,
+                                                   .local_layer = stage->local_layer + k,
+                                                   .microbatch = run->microbatch,
+                                                   .passage = passage});
+}
+
 void stage_forward(const struct stage *stage, const struct context *context, const struct stage_run *run)
 {
     const struct context own = context_of(stage, context);
@@ -343,6 +354,7 @@ void stage_forward(const struct stage *stage, const struct context *context, con
         struct passage passage = passage_of(stage, run, k, false);
         const struct layer *layer = stage->layers[k].layer;
         layer->kind->forward(layer, &own, &passage);
+        show(stage, run, k, PASS_FORWARD, &passage);
     }
     hand_on(stage, context, run, &stage->crossings[stage->layer_count], false);
 }
@@ -355,11 +367,15 @@ static void backward(const struct stage *stage, const struct context *context, c
         struct passage passage = passage_of(stage, run, k, true);
         const struct layer *layer = stage->layers[k].layer;
         passage.accumulate = run->accumulate_input;
-        if (input)
+        if (input) {
             layer->kind->backward_input(layer, &own, &passage);
+            show(stage, run, k, PASS_INPUT, &passage);
+        }
         passage.accumulate = run->accumulate_weight;
-        if (weight)
+        if (weight) {
             layer->kind->backward_weight(layer, &own, &passage);
+            show(stage, run, k, PASS_WEIGHT, &passage);
+        }
         if (weight && run->layer_done)
             run->layer_done(run->of, stage->local_layer + k);
     }

@@ -15,6 +15,20 @@ struct stage_bytes {
 
 struct stage;
 
+enum stage_pass {
+    PASS_FORWARD,
+    PASS_INPUT, /* input gradient */
+    PASS_WEIGHT /* weight gradient */
+};
+
+/* What one layer has just computed, for those who look into it. */
+struct stage_look {
+    enum stage_pass pass;
+    int layer, local_layer; /* in the model, among the rank's layers */
+    int microbatch;
+    const struct passage *passage;
+};
+
 /* What one microbatch needs at a stage; buffers of at least the sizes above, 64-byte aligned. */
 struct stage_run {
     int64_t sequences;
@@ -27,6 +41,8 @@ struct stage_run {
     float *losses;                /* [sequences * sequence] where the stage has the loss */
     bool accumulate_input;        /* false for the step's first (full or input) backward of the stage */
     bool accumulate_weight;       /* false for the step's first (full or weight) backward of the stage */
+    int microbatch;               /* its number, for inspect */
+    void (*inspect)(void *of, const struct stage_look *look); /* or NULL: called behind each computation of a layer */
     void (*layer_done)(void *of, int local_layer); /* or NULL: called when a layer's weight gradient is finished */
     void *of;
 };

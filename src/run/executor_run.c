@@ -12,6 +12,9 @@ static struct stage_run run_of(struct executor *executor, const struct local_sta
                               .set = cell->set,
                               .pending = cell->pending,
                               .fields = stage->fields,
+                              .microbatch = microbatch,
+                              .inspect = executor->step->inspect,
+                              .of = executor->step->of,
                               .losses = executor->losses ? executor->losses + microbatch * executor->rows : NULL};
 }
 
@@ -118,10 +121,8 @@ static void compute(struct executor *executor, int64_t index)
         break;
     case BACKWARD:
     case BACKWARD_WEIGHT:
-        if (is_last_weight(executor, index)) {
+        if (is_last_weight(executor, index))
             run.layer_done = executor->step->layer_done;
-            run.of = executor->step->of;
-        }
         run.accumulate_weight = stage->begun_weight;
         stage->begun_weight = true;
         if (item->op == BACKWARD) {

@@ -1,6 +1,7 @@
 #include "run/metrics.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -72,7 +73,10 @@ void metrics_begin(struct metrics *metrics, int64_t step)
 
 void metrics_real(struct metrics *metrics, const char *key, double value)
 {
-    text_add(&metrics->line, ", \"%s\": %.17g", key, value);
+    if (isfinite(value))
+        text_add(&metrics->line, ", \"%s\": %.17g", key, value);
+    else
+        text_add(&metrics->line, ", \"%s\": null", key);
 }
 
 void metrics_count(struct metrics *metrics, const char *key, int64_t value)

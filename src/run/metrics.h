@@ -1,4 +1,5 @@
-/* metrics.jsonl: one JSON object a line. Rank 0 writes; numbers are printed so that they read back exactly. */
+/* metrics.jsonl: one JSON object a line. Rank 0 writes; numbers are printed so that they read back exactly, and as null
+ * where they are not finite. */
 #ifndef RUN_METRICS_H
 #define RUN_METRICS_H
 

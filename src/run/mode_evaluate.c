@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "io/checkpoint.h"
 #include "io/dataset.h"
+#include "model/family.h"
 #include "parallel/agree.h"
 #include "run/metrics.h"
 #include "run/modes.h"
@@ -25,7 +26,10 @@ static int evaluate(const struct job *job, struct settings *settings, struct tra
     log_line("weights         %s", path);
     log_line("dataset         %s, %lld samples of %d tokens", settings->data.validation, (long long)samples,
              settings->model.sequence);
-    log_line("validation loss %.6f nats per token (%.6f bits, perplexity %.4f)", loss, loss / log(2), exp(loss));
+    if (isfinite(loss))
+        log_line("validation loss %.6f nats per token (%.6f bits, perplexity %.4f)", loss, loss / log(2), exp(loss));
+    else
+        log_warning("the validation loss is not finite");
     int result = 0;
     if (job->world->rank == 0) {
         struct metrics *metrics;

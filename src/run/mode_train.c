@@ -8,6 +8,7 @@
 #include "base/memory.h"
 #include "base/trace.h"
 #include "io/dataset.h"
+#include "model/family.h"
 #include "parallel/agree.h"
 #include "run/metrics.h"
 #include "run/modes.h"
@@ -96,8 +97,12 @@ static void evaluate(struct training *t)
     if (batches > 0 && batches <= samples / s->pipeline.global_batch)
         samples = batches * s->pipeline.global_batch;
     t->validation_loss = trainer_evaluate(t->trainer, t->validation, samples);
-    log_line("step %lld  validation loss %.4f  (%lld samples)", (long long)trainer_steps_done(t->trainer),
-             t->validation_loss, (long long)samples);
+    if (isfinite(t->validation_loss))
+        log_line("step %lld  validation loss %.4f  (%lld samples)", (long long)trainer_steps_done(t->trainer),
+                 t->validation_loss, (long long)samples);
+    else
+        log_warning("step %lld: the validation loss is not finite; the training goes on",
+                    (long long)trainer_steps_done(t->trainer));
     if (t->metrics) {
         metrics_begin(t->metrics, trainer_steps_done(t->trainer));
         metrics_real(t->metrics, "validation_loss", t->validation_loss);
@@ -155,7 +160,7 @@ static void summarize(const struct training *t, struct err *err)
     log_line("Summary of steps %lld to %lld", (long long)t->first_step, (long long)trainer_steps_done(t->trainer));
     log_line("  first loss        %.4f nats, %.4f bits per %s", t->first_loss, t->first_loss / log(2), unit);
     log_line("  last loss         %.4f nats, %.4f bits per %s", t->last_loss, t->last_loss / log(2), unit);
-    if (t->validation && !isnan(t->validation_loss))
+    if (t->validation && isfinite(t->validation_loss))
         log_line("  validation loss   %.4f nats, %.4f bits per %s", t->validation_loss, t->validation_loss / log(2),
                  unit);
     log_line("  unigram entropy   %.4f nats, %.4f bits per %s: the loss of knowing only how often each %s comes",
@@ -203,7 +208,7 @@ static enum exit_code train(struct training *t, struct err *err)
         enum stop_reason request = stop_requested(s, t->job->world->rank, 2 * t->longest_step + 2 * t->longest_save);
         trainer_step(t->trainer, (int)request, &step);
         if (!step.finite) {
-            log_error("step %lld: %s; no weight was changed", (long long)number, step.trouble.text);
+            log_error("%s; no weight was changed", step.trouble.text);
             return EXIT_NONFINITE;
         }
         t->seconds += step.seconds;

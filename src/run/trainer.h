@@ -21,7 +21,7 @@ struct step_result {
     double bubble;      /* measured: 1 - busy time / (ranks * time from the step's start to the last backward) */
     double peak_memory; /* bytes, of the rank that holds most */
     int stop;           /* the largest of the ranks' requests to stop: enum stop_reason */
-    bool finite;        /* false: nothing was updated, `trouble` says what was not finite and where */
+    bool finite;        /* false: nothing was updated, `trouble` says where and what was not finite first */
     struct err trouble;
 };
 
@@ -48,7 +48,7 @@ void trainer_begin(struct trainer *trainer, struct dataset *dataset);
 /* Runs the next optimizer step; `stop` is this rank's request to stop, which the ranks agree on. Collective. */
 void trainer_step(struct trainer *trainer, int stop, struct step_result *result);
 
-/* Mean loss over the first `samples` samples of the dataset, each token once. Collective. */
+/* Mean loss over the first `samples` samples of the dataset, each token once; it may not be finite. Collective. */
 double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_t samples);
 
 /* Gathers the trace of all ranks and writes it; rank 0 writes. Collective. */

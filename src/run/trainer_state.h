@@ -1,5 +1,5 @@
-/* The trainer's own state, shared by its three files: trainer.c makes it, trainer_step.c runs it, trainer_files.c moves
- * it to and from files. */
+/* The trainer's own state, shared by its files: trainer.c makes it, trainer_describe.c tells of it, trainer_step.c runs
+ * it, replay.c runs a step that failed again, trainer_files.c moves it to and from files. */
 #ifndef RUN_TRAINER_STATE_H
 #define RUN_TRAINER_STATE_H
 

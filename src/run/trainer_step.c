@@ -1,11 +1,11 @@
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
 
 #include "base/log.h"
 #include "base/trace.h"
 #include "model/learning_rate.h"
+#include "run/replay.h"
 #include "run/trainer_state.h"
 
 #define NO_END INT64_MAX
@@ -88,53 +88,10 @@ static double peak_memory(void)
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (double)usage.ru_maxrss * 1024 : 0;
 }
 
-/* The first layer of the model that holds a logical parameter, and which of its parameters that is. */
-static const struct parameter *find_logical(const struct trainer *trainer, int logical, int *layer)
-{
-    const struct model *model = &trainer->model;
-    for (*layer = 0; *layer < model->layer_count; ++*layer)
-        for (int i = 0; i < model->declarations[*layer].parameter_count; i++)
-            if (parameters_logical(model, *layer, i) == logical)
-                return &model->declarations[*layer].parameters[i];
-    return NULL;
-}
-
-/* What is not finite, and where. Returns false when something is. */
-static bool check_finite(const struct trainer *trainer, const struct exchange *x, struct err *trouble)
-{
-    const struct grid *grid = &trainer->grid;
-    const struct schedule *schedule = trainer->train.schedule;
-    struct err loss = {0};
-    for (int d = 0; d < grid->data && !loss.text[0]; d++)
-        if (!isfinite(x->losses[d])) {
-            int p = schedule_rank_of(schedule, schedule->stages - 1);
-            err_set(&loss, "the loss is not finite (rank %d (p%d d%d t0), stage %d)", grid_rank(grid, p, d, 0), p, d,
-                    schedule->stages - 1);
-        }
-    for (int logical = trainer->parameters.logical_count - 1; logical >= 0; logical--)
-        for (int t = 0; t < grid->tensor; t++) {
-            if (isfinite(x->squares[logical * grid->tensor + t]))
-                continue;
-            int layer;
-            const struct parameter *parameter = find_logical(trainer, logical, &layer);
-            int stage = trainer->stage_of_layer[layer], p = schedule_rank_of(schedule, stage);
-            char index[24] = "";
-            if (parameter->stack_size)
-                snprintf(index, sizeof index, "[%d]", parameter->index);
-            err_set(trouble,
-                    "%.200s%sthe gradient of %s%s is not finite (rank %d (p%d d0 t%d), stage %d, layer %d: %s)",
-                    loss.text, loss.text[0] ? "; " : "", parameter->path, index, grid_rank(grid, p, 0, t), p, t, stage,
-                    layer, trainer->model.layers[layer].kind->name);
-            return false;
-        }
-    if (loss.text[0])
-        *trouble = loss;
-    return !loss.text[0];
-}
-
-static void update(struct trainer *trainer, double clip, double learning_rate)
+static void update(struct trainer *trainer, double norm, double learning_rate)
 {
     const struct settings *s = trainer->settings;
+    const double clip = s->optimizer.clip_norm > 0 ? fmin(1, s->optimizer.clip_norm / (norm + 1e-6)) : 1;
     const double step = (double)(trainer->step + 1);
     const struct adamw adamw = {.learning_rate = learning_rate,
                                 .beta1 = s->optimizer.beta1,
@@ -195,14 +152,15 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     result->loss = loss * trainer->context.loss_scale;
     result->gradient_norm = sqrt(squares);
     result->bubble = 1 - busy / (grid->size * last);
-    result->finite = check_finite(trainer, &x, &result->trouble);
+    result->finite = isfinite(result->loss) && isfinite(result->gradient_norm);
     if (result->finite) {
-        double clip = s->optimizer.clip_norm > 0 ? fmin(1, s->optimizer.clip_norm / (result->gradient_norm + 1e-6)) : 1;
-        update(trainer, clip, result->learning_rate);
+        update(trainer, result->gradient_norm, result->learning_rate);
         trainer->context.device->stream_wait(trainer->context.stream);
         trainer->step++;
         trainer->samples += s->pipeline.global_batch;
         trainer->present = 1 - trainer->present;
+    } else {
+        replay_step(trainer, x.squares, x.losses, &result->trouble);
     }
     error_set_activity(NULL);
     result->seconds = clock_seconds() - start;
