@@ -120,7 +120,6 @@ UNFINISHED = [
     ("tf32", "run.precision=tf32", ["precision = 'tf32'"]),
     ("samples", "run.sample_every=1", ["sample_every"]),
     ("a sharded optimizer", "optimizer.sharded=true", ["sharded"]),
-    ("outliers", "optimizer.skip_outliers=5", ["skip_outliers"]),
     ("balance by memory", "pipeline.balance=memory", ["balance = 'memory'"]),
     ("a llama", "model.family=llama", ["llama"]),
     ("a preset", "machine.preset=h200", ["preset"]),

@@ -183,7 +183,8 @@ enum {
       "greatest norm of the gradient; 0: no clipping") \
     K(optimizer, sharded, LOGICAL, ".false.", 0, 0, "", "optimizer state split over the data ranks (ZeRO-1)") \
     K(optimizer, skip_outliers, REAL, "0.0", AT_LEAST(0), AT_MOST(1e6), "", \
-      "skip a step whose loss or gradient norm is this many standard deviations above the last 128; 0: never")
+      "skip a step whose loss or gradient norm is this many standard deviations above the last 128, at most 16 in a " \
+      "row; 0: never")
 
 #define CHECKPOINT_KEYS(K) \
     K(checkpoint, directory, STRING, "''", 0, SETTINGS_STRING_MAX, "", "where checkpoints are written; '': none") \

@@ -35,7 +35,7 @@ struct checkpoint_part {
 struct checkpoint_info {
     int64_t step, samples, seed;  /* steps done, samples consumed */
     char *input, *dataset, *code; /* text of resolved.nml, path of the dataset, git description; NULL: not there */
-    double *outlier_window;       /* numbers of the last steps by which outliers are told, [outlier_count] */
+    double *outlier_window;       /* numbers by which outliers among the steps are told, [outlier_count] */
     int64_t outlier_count;
 };
 

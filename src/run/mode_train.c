@@ -55,6 +55,8 @@ static void write_numbers(struct training *t, const struct step_result *step)
         metrics_real(t->metrics, "mfu",
                      trainer_flops_per_step(t->trainer) /
                          (step->seconds * 1e9 * s->machine.peak_gflops * t->job->world->size));
+    if (s->optimizer.skip_outliers > 0)
+        metrics_count(t->metrics, "skipped", step->skips);
 }
 
 static bool at(int64_t step, int64_t every)
@@ -220,6 +222,8 @@ static enum exit_code train(struct training *t, struct err *err)
             t->first_loss = step.loss;
         write_step(t, &step);
         show_step(t, &step);
+        if (step.skipped)
+            log_line("step %lld skipped: %s", (long long)number, step.reason.text);
         bool last = number == t->last_step;
         if (s->trace.first_step > 0 && (number == s->trace.last_step || (last && trace_is_open()))) {
             if (trainer_write_trace(t->trainer, t->begin, err) < 0)

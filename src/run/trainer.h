@@ -23,6 +23,9 @@ struct step_result {
     int stop;           /* the largest of the ranks' requests to stop: enum stop_reason */
     bool finite;        /* false: nothing was updated, `trouble` says where and what was not finite first */
     struct err trouble;
+    bool skipped; /* as an outlier: no weight or moment was updated, `reason` says why */
+    struct err reason;
+    int64_t skips; /* steps skipped so far, those before a resume included */
 };
 
 /* For evaluation alone (`training` false) there are no gradients, moments or training schedule. `settings` were

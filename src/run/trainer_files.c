@@ -41,7 +41,9 @@ int trainer_load(struct trainer *trainer, const char *path, bool whole, struct e
     if (result == 0 && whole) {
         trainer->step = info.step;
         trainer->samples = info.samples;
-        if (info.seed != trainer->settings->run.seed)
+        if (outliers_unpack(&trainer->outliers, info.outlier_window, info.outlier_count, err) < 0)
+            result = err_prefix(err, "%s", path);
+        if (result == 0 && info.seed != trainer->settings->run.seed)
             result = err_set(err, "%s was written with &run seed = %lld, but seed = %lld is given", path,
                              (long long)info.seed, (long long)trainer->settings->run.seed);
     }
@@ -61,6 +63,8 @@ int trainer_save(struct trainer *trainer, struct err *err)
     settings_print(s, &input);
     struct checkpoint_info info = {.step = trainer->step,
                                    .samples = trainer->samples,
+                                   .outlier_window = outliers_pack(&trainer->outliers),
+                                   .outlier_count = outliers_numbers(&trainer->outliers),
                                    .seed = s->run.seed,
                                    .input = copy_text(text_string(&input)),
                                    .dataset = copy_text(s->data.train),

@@ -6,6 +6,7 @@
 #include "run/batch.h"
 #include "run/executor.h"
 #include "run/gradients.h"
+#include "run/outliers.h"
 #include "run/trainer.h"
 
 /* A schedule, proven, with its interpreter. */
@@ -39,7 +40,8 @@ struct trainer {
     struct dataset *dataset;
     struct sample_order order;
     int64_t step, samples; /* done, consumed */
-    double *vector;        /* what ranks tell each other in a step */
+    struct outliers outliers;
+    double *vector; /* what ranks tell each other in a step */
     int64_t vector_count;
     float *losses; /* [microbatch rows] in host memory */
 };

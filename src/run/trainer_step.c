@@ -92,7 +92,7 @@ static void update(struct trainer *trainer, double norm, double learning_rate)
 {
     const struct settings *s = trainer->settings;
     const double clip = s->optimizer.clip_norm > 0 ? fmin(1, s->optimizer.clip_norm / (norm + 1e-6)) : 1;
-    const double step = (double)(trainer->step + 1);
+    const double step = (double)(trainer->step + 1 - trainer->outliers.skipped); /* the moments know no skipped ones */
     const struct adamw adamw = {.learning_rate = learning_rate,
                                 .beta1 = s->optimizer.beta1,
                                 .beta2 = s->optimizer.beta2,
@@ -154,7 +154,11 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     result->bubble = 1 - busy / (grid->size * last);
     result->finite = isfinite(result->loss) && isfinite(result->gradient_norm);
     if (result->finite) {
-        update(trainer, result->gradient_norm, result->learning_rate);
+        result->skipped = outliers_judge(&trainer->outliers, s->optimizer.skip_outliers, result->loss,
+                                         result->gradient_norm, &result->reason);
+        result->skips = trainer->outliers.skipped;
+        if (!result->skipped)
+            update(trainer, result->gradient_norm, result->learning_rate);
         trainer->context.device->stream_wait(trainer->context.stream);
         trainer->step++;
         trainer->samples += s->pipeline.global_batch;
