@@ -240,10 +240,10 @@ static void check_uneven(struct communicator *comm)
         }
         int64_t mine_count = counts[comm->rank];
         float *whole = make_part(comm->rank, total, 11), *mine = make(mine_count);
-        float *scratch = make(comm->size * mine_count);
+        float *scratch = make((comm->size - 1) * mine_count);
         comm->ops->reduce_scatter(comm, mine, whole, counts, scratch);
         bool holds = same_bits(mine, comm->size, begin, mine_count, 11) && guarded(mine, mine_count) &&
-                     guarded(scratch, comm->size * mine_count);
+                     guarded(scratch, (comm->size - 1) * mine_count);
         for (int64_t k = 0; k < total; k++)
             holds = holds && whole[k] == element(comm->rank, k, 11);
         comm->ops->reduce_scatter(comm, whole + begin, whole, counts, scratch);
@@ -261,6 +261,82 @@ static void check_uneven(struct communicator *comm)
         free(scratch);
         free(gathered);
     }
+}
+
+/* Halves of sums under way together with whole ones, waited for in other orders on each rank. */
+static void check_halves(struct communicator *comm)
+{
+    enum {
+        MANY = 9,
+        MOST = 64
+    };
+    int64_t counts[MANY][MOST], begin[MANY], total[MANY];
+    float *whole[MANY], *scratch[MANY];
+    struct transfer *transfers[MANY];
+    struct trial trial = {.who = *communicator_one_each(comm), .count = 1000, .salt = 40};
+    bool scattered = true, gathered = true, summed = true;
+    for (int gather = 0; gather < 2; gather++) {
+        for (int i = 0; i < MANY; i++) {
+            if (!gather) {
+                begin[i] = total[i] = 0;
+                for (int rank = 0; rank < comm->size; rank++) {
+                    counts[i][rank] = (i * 7 + rank * 13) % 4 * (i % 2 ? 3001 : 5);
+                    begin[i] += rank < comm->rank ? counts[i][rank] : 0;
+                    total[i] += counts[i][rank];
+                }
+                whole[i] = make_part(comm->rank, total[i], (unsigned)i + 20);
+                scratch[i] = make((comm->size - 1) * counts[i][comm->rank]);
+            }
+            int64_t given[MOST]; /* gone after the call, as allowed */
+            memcpy(given, counts[i], sizeof given);
+            float *mine = whole[i] + begin[i];
+            transfers[i] = gather ? comm->ops->all_gather_begin(comm, whole[i], mine, given, sizeof *mine)
+                                  : comm->ops->reduce_scatter_begin(comm, mine, whole[i], given, scratch[i]);
+            memset(given, 0, sizeof given);
+            if (i == MANY / 2)
+                trial_begin(&trial, comm);
+        }
+        for (int i = 0; i < MANY; i++) {
+            int which = (i * 4 + comm->rank) % MANY;
+            if (which % 4 == comm->rank)
+                usleep(1500);
+            if (which % 2)
+                comm->ops->wait(transfers[which]);
+            else
+                while (!comm->ops->test(transfers[which]))
+                    sched_yield();
+            int64_t mine_count = counts[which][comm->rank];
+            float *mine = whole[which] + begin[which];
+            if (gather)
+                gathered = gathered && same_bits(whole[which], comm->size, 0, total[which], (unsigned)which + 20) &&
+                           guarded(whole[which], total[which]);
+            else
+                scattered = scattered && same_bits(mine, comm->size, begin[which], mine_count, (unsigned)which + 20) &&
+                            guarded(scratch[which], (comm->size - 1) * mine_count);
+        }
+        summed = trial_end(&trial, comm, gather) && summed;
+    }
+    for (int i = 0; i < MANY; i++) {
+        free(whole[i]);
+        free(scratch[i]);
+    }
+    ok(scattered, "%d reduce-scatters under way: the bits of the plain loop, in place", MANY);
+    ok(gathered, "%d all-gathers under way", MANY);
+    ok(summed, "a sum among them");
+
+    int64_t counts_of_three[MOST];
+    char bytes[3 * 2 * MOST], mine[3 * 2];
+    for (int rank = 0; rank < comm->size; rank++)
+        counts_of_three[rank] = 1 + rank % 2;
+    memset(bytes, 'x', sizeof bytes);
+    memset(mine, 'a' + comm->rank, sizeof mine);
+    comm->ops->wait(comm->ops->all_gather_begin(comm, bytes, mine, counts_of_three, 3));
+    bool holds = true;
+    int at = 0;
+    for (int rank = 0; rank < comm->size; rank++)
+        for (int64_t k = 0; k < 3 * counts_of_three[rank]; k++)
+            holds = holds && bytes[at++] == 'a' + rank;
+    ok(holds && bytes[at] == 'x', "all_gather of elements of three bytes");
 }
 
 /* Round the ring, two tags crossing, three messages in order under each, sizes on both sides of every protocol. */
@@ -388,6 +464,7 @@ int main(int argc, char **argv)
     check_many_sums(comm);
     check_all_reduce(comm);
     check_uneven(comm);
+    check_halves(comm);
     check_beside(comm);
     check_control(comm);
 
@@ -395,6 +472,7 @@ int main(int argc, char **argv)
     ok(self->size == 1 && self->rank == 0, "a communicator of one rank");
     check_sums(self);
     check_uneven(self);
+    check_halves(self);
     check_messages(self);
     communicator_close(self);
     communicator_close(comm);

@@ -65,6 +65,10 @@ void comm_mpi_wait(struct transfer *transfer);
 struct transfer *comm_mpi_sum_begin(struct communicator *comm, float *result, const float *const *parts, int64_t count,
                                     const struct contributions *who, void *scratch);
 size_t comm_mpi_sum_scratch(const struct communicator *comm, int64_t count, const struct contributions *who);
+struct transfer *comm_mpi_reduce_scatter_begin(struct communicator *comm, float *mine, const float *whole,
+                                               const int64_t *counts, void *scratch);
+struct transfer *comm_mpi_all_gather_begin(struct communicator *comm, void *whole, const void *mine,
+                                           const int64_t *counts, size_t size);
 void comm_mpi_all_reduce(struct communicator *comm, float *buffer, int64_t count, void *scratch);
 void comm_mpi_reduce_scatter(struct communicator *comm, float *mine, const float *whole, const int64_t *counts,
                              void *scratch);

@@ -156,8 +156,8 @@ void comm_mpi_all_reduce(struct communicator *base, float *buffer, int64_t count
     comm_mpi_wait(comm_mpi_sum_begin(base, buffer, &part, count, communicator_one_each(base), scratch));
 }
 
-void comm_mpi_reduce_scatter(struct communicator *base, float *mine, const float *whole, const int64_t *counts,
-                             void *scratch)
+struct transfer *comm_mpi_reduce_scatter_begin(struct communicator *base, float *mine, const float *whole,
+                                               const int64_t *counts, void *scratch)
 {
     struct comm_mpi *comm = (struct comm_mpi *)base;
     struct transfer *transfer = comm_mpi_transfer(comm);
@@ -166,35 +166,50 @@ void comm_mpi_reduce_scatter(struct communicator *base, float *mine, const float
     sum->mine = mine;
     sum->mine_count = counts[rank];
     const float **terms = reserve_terms(sum, size);
+    float *slot = scratch;
     int64_t begin = 0;
     for (int i = 0; i < size; i++) {
-        float *slot = (float *)scratch + i * counts[rank];
         terms[i] = i == rank ? whole + begin : slot;
         if (i != rank && counts[rank] > 0)
             comm_mpi_post_receive(transfer, comm->inner, slot, bytes_of(counts[rank]), i, tag);
         if (i != rank && counts[i] > 0)
             comm_mpi_post_send(transfer, comm->inner, whole + begin, bytes_of(counts[i]), i, tag);
+        slot += i != rank ? counts[rank] : 0;
         begin += counts[i];
     }
     transfer->then = add_mine;
     comm_mpi_advance(transfer);
-    comm_mpi_wait(transfer);
+    return transfer;
+}
+
+struct transfer *comm_mpi_all_gather_begin(struct communicator *base, void *whole, const void *mine,
+                                           const int64_t *counts, size_t size)
+{
+    struct comm_mpi *comm = (struct comm_mpi *)base;
+    struct transfer *transfer = comm_mpi_transfer(comm);
+    int rank = base->rank, tag = next_tag(comm);
+    size_t mine_bytes = (size_t)counts[rank] * size;
+    char *place = whole;
+    for (int i = 0; i < base->size; i++) {
+        size_t bytes = (size_t)counts[i] * size;
+        if (i != rank && bytes > 0)
+            comm_mpi_post_receive(transfer, comm->inner, place, bytes, i, tag);
+        if (i != rank && mine_bytes > 0)
+            comm_mpi_post_send(transfer, comm->inner, mine, mine_bytes, i, tag);
+        if (i == rank && bytes > 0 && mine != place)
+            memcpy(place, mine, bytes);
+        place += bytes;
+    }
+    return transfer;
+}
+
+void comm_mpi_reduce_scatter(struct communicator *base, float *mine, const float *whole, const int64_t *counts,
+                             void *scratch)
+{
+    comm_mpi_wait(comm_mpi_reduce_scatter_begin(base, mine, whole, counts, scratch));
 }
 
 void comm_mpi_all_gather(struct communicator *base, float *whole, const float *mine, const int64_t *counts)
 {
-    struct comm_mpi *comm = (struct comm_mpi *)base;
-    struct transfer *transfer = comm_mpi_transfer(comm);
-    int rank = base->rank, size = base->size, tag = next_tag(comm);
-    int64_t begin = 0;
-    for (int i = 0; i < size; i++) {
-        if (i != rank && counts[i] > 0)
-            comm_mpi_post_receive(transfer, comm->inner, whole + begin, bytes_of(counts[i]), i, tag);
-        if (i != rank && counts[rank] > 0)
-            comm_mpi_post_send(transfer, comm->inner, mine, bytes_of(counts[rank]), i, tag);
-        if (i == rank && counts[i] > 0 && mine != whole + begin)
-            memcpy(whole + begin, mine, bytes_of(counts[i]));
-        begin += counts[i];
-    }
-    comm_mpi_wait(transfer);
+    comm_mpi_wait(comm_mpi_all_gather_begin(base, whole, mine, counts, sizeof *whole));
 }

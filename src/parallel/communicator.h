@@ -44,19 +44,26 @@ struct communicator_ops {
                                   const struct contributions *who, void *scratch);
     size_t (*sum_scratch)(const struct communicator *comm, int64_t count, const struct contributions *who);
 
+    /* Start the two halves of a sum, collective, in the same order of calls as every sum on all ranks; several may be
+     * under way. Piece i of a vector belongs to rank i and has counts[i] elements (0 allowed); pieces lie one after
+     * another. counts[] is not needed after the call. */
+    /* mine [counts[rank]] = this rank's piece of the sum over ranks of whole [sum of counts], in rank order. mine may
+     * be its place in whole. scratch: (size - 1) * counts[rank] floats, busy until done. */
+    struct transfer *(*reduce_scatter_begin)(struct communicator *comm, float *mine, const float *whole,
+                                             const int64_t *counts, void *scratch);
+    /* whole = all ranks' pieces, of elements of `size` bytes; mine may already stand at its place in whole. */
+    struct transfer *(*all_gather_begin)(struct communicator *comm, void *whole, const void *mine,
+                                         const int64_t *counts, size_t size);
+
     bool (*test)(struct transfer *transfer); /* true: done, and the handle is gone */
     void (*wait)(struct transfer *transfer);
     void (*progress)(struct communicator *comm); /* advances everything under way; cheap when nothing is */
 
-    /* Collective and blocking. Piece i of a vector belongs to rank i and has counts[i] elements (0 allowed); pieces lie
-     * one after another. */
+    /* The same begun and waited for; collective and blocking. */
     /* buffer [count]: replaced by the sum over ranks in rank order. scratch: sum_scratch(count, one per rank). */
     void (*all_reduce)(struct communicator *comm, float *buffer, int64_t count, void *scratch);
-    /* mine [counts[rank]] = this rank's piece of the sum over ranks of whole [sum of counts], in rank order. scratch:
-     * size * counts[rank] floats. mine may be its place in whole. */
     void (*reduce_scatter)(struct communicator *comm, float *mine, const float *whole, const int64_t *counts,
                            void *scratch);
-    /* whole = all ranks' pieces; mine may already stand at its place in whole. */
     void (*all_gather)(struct communicator *comm, float *whole, const float *mine, const int64_t *counts);
 };
 
