@@ -113,16 +113,47 @@ static bool digest_is_right(const struct box *box, const int64_t *shape, int64_t
     return sum == box_digest(box, shape, memory, stride);
 }
 
+/* A range of a tensor: its boxes hold its elements in order, and are no more than they need be. */
+static bool range_is_right(void)
+{
+    static struct walk part;
+    struct box boxes[9];
+    int64_t shape[BOX_MAX_AXES], elements = 1;
+    int axes = 1 + (int)draw(5);
+    for (int a = 0; a < axes; a++) {
+        shape[a] = 1 + draw(5);
+        elements *= shape[a];
+    }
+    int64_t first = draw(elements), count = draw(8) ? 1 + draw(elements - first) : elements - first;
+    int made = box_range(axes, shape, first, count, boxes);
+    int64_t seen = 0;
+    for (int i = 0; i < made && made < 2 * axes; i++) {
+        walk(&part, &boxes[i], shape, axes > 1 ? box_elements(&boxes[i]) / boxes[i].count[0] : 1);
+        for (int64_t k = 0; k < part.count; k++, seen++)
+            if (part.index[k] != first + seen || part.place[k] != k)
+                return false;
+    }
+    return seen == count && (count < elements || made == 1);
+}
+
 int main(void)
 {
-    bool pieces = true, runs = true, longest = true, digests = true;
+    bool pieces = true, runs = true, longest = true, digests = true, ranges = true;
     for (int trial = 0; trial < 20000; trial++) {
         int64_t shape[BOX_MAX_AXES], stride;
         struct box box = draw_box(shape, &stride);
         pieces = pieces && pieces_are_right(&box, shape, stride, 1 + draw(40));
         runs = runs && runs_are_right(&box, shape, stride, &longest);
         digests = digests && digest_is_right(&box, shape, stride);
+        ranges = ranges && range_is_right();
     }
+    const int64_t odd[] = {3, 5, 7};
+    struct box boxes[5];
+    ok(box_range(3, odd, 0, 105, boxes) == 1 && box_range(3, odd, 36, 5, boxes) == 1 &&
+           box_range(3, odd, 36, 6, boxes) == 1 && box_range(3, odd, 36, 7, boxes) == 2 &&
+           box_range(3, odd, 1, 103, boxes) == 5 && box_range(3, odd, 35, 0, boxes) == 0,
+       "a whole tensor, a range inside a row and one of a row's rest are one box each");
+    ok(ranges, "the boxes of a range hold its elements in order");
     ok(pieces, "pieces hold every element once and in order, none too many");
     ok(runs, "so do runs");
     ok(longest, "no run could be longer");

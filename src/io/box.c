@@ -1,5 +1,7 @@
 #include "io/box.h"
 
+#include <stddef.h>
+
 #include "base/digest.h"
 
 struct box box_make(int axes, const int64_t *start, const int64_t *count)
@@ -18,6 +20,31 @@ int64_t box_elements(const struct box *box)
     for (int a = 0; a < box->axes; a++)
         elements *= box->count[a];
     return elements;
+}
+
+int box_range(int axes, const int64_t *shape, int64_t first, int64_t count, struct box *boxes)
+{
+    int made = 0;
+    while (count > 0) {
+        /* The outermost axis of which a whole index begins here and fits, and as many of its indices as do. */
+        int axis = axes - 1;
+        int64_t inner = 1;
+        while (axis > 0 && first % (inner * shape[axis]) == 0 && inner * shape[axis] <= count)
+            inner *= shape[axis--];
+        struct box *box = &boxes[made++];
+        *box = box_make(axes, NULL, shape);
+        int64_t index = first / inner;
+        for (int a = axis; a >= 0; a--) {
+            box->start[a] = index % shape[a];
+            box->count[a] = 1;
+            index /= shape[a];
+        }
+        int64_t left = shape[axis] - box->start[axis];
+        box->count[axis] = count / inner < left ? count / inner : left;
+        first += box->count[axis] * inner;
+        count -= box->count[axis] * inner;
+    }
+    return made;
 }
 
 /* How a box is cut: one index of each axis before `axis`, up to `per` of it, all of the `inner` elements behind it. */

@@ -1,4 +1,5 @@
-/* Boxes of a tensor of any number of axes, row-major: cutting them into pieces for transfers, and their digest. */
+/* Boxes of a tensor of any number of axes, row-major: making them of ranges, cutting them into pieces for transfers,
+ * and their digest. */
 #ifndef IO_BOX_H
 #define IO_BOX_H
 
@@ -18,6 +19,11 @@ struct box {
 struct box box_make(int axes, const int64_t *start, const int64_t *count);
 
 int64_t box_elements(const struct box *box);
+
+/* Elements first ... first + count - 1 of a row-major tensor of this shape as boxes that follow one another: at most
+ * 2 * axes - 1 of them, for example the end of a row, whole rows and the beginning of a row. Returns their number; axes
+ * is at least 1. */
+int box_range(int axes, const int64_t *shape, int64_t first, int64_t count, struct box *boxes);
 
 /* A box is cut into pieces of at most `most` (>= 1) elements, in order; each is one box. */
 int64_t box_pieces(const struct box *box, int64_t most);
