@@ -119,7 +119,6 @@ UNFINISHED = [
     ("bf16", "run.precision=bf16", ["precision = 'bf16'"]),
     ("tf32", "run.precision=tf32", ["precision = 'tf32'"]),
     ("samples", "run.sample_every=1", ["sample_every"]),
-    ("a sharded optimizer", "optimizer.sharded=true", ["sharded"]),
     ("balance by memory", "pipeline.balance=memory", ["balance = 'memory'"]),
     ("a llama", "model.family=llama", ["llama"]),
     ("a preset", "machine.preset=h200", ["preset"]),

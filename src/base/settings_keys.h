@@ -181,7 +181,8 @@ enum {
       "decoupled decay of matrices and embeddings") \
     K(optimizer, clip_norm, REAL, "1.0", AT_LEAST(0), AT_MOST(1e30), "", \
       "greatest norm of the gradient; 0: no clipping") \
-    K(optimizer, sharded, LOGICAL, ".false.", 0, 0, "", "optimizer state split over the data ranks (ZeRO-1)") \
+    K(optimizer, sharded, LOGICAL, ".false.", 0, 0, "", \
+      "optimizer state split over the data ranks (ZeRO-1): the same bits, less memory") \
     K(optimizer, skip_outliers, REAL, "0.0", AT_LEAST(0), AT_MOST(1e6), "", \
       "skip a step whose loss or gradient norm is this many standard deviations above the last 128, at most 16 in a " \
       "row; 0: never")

@@ -83,27 +83,6 @@ static int64_t align(int64_t offset)
     return (offset + LAYER_ALIGNMENT - 1) / LAYER_ALIGNMENT * LAYER_ALIGNMENT;
 }
 
-/* Neighbouring shares of equal decay make one range. */
-static void make_ranges(struct parameters *parameters)
-{
-    parameters->ranges = allocate((size_t)parameters->count, sizeof *parameters->ranges);
-    for (int i = 0; i < parameters->count; i++) {
-        const struct parameter_share *share = &parameters->shares[i];
-        if (share->gradient != share->weight || share->count == 0)
-            continue;
-        struct optimizer_range *last =
-            parameters->range_count ? &parameters->ranges[parameters->range_count - 1] : NULL;
-        if (last && last->weight + last->count == share->weight && last->decay == share->parameter->decay)
-            last->count += share->count;
-        else
-            parameters->ranges[parameters->range_count++] = (struct optimizer_range){.count = share->count,
-                                                                                     .weight = share->weight,
-                                                                                     .moment = share->weight,
-                                                                                     .gradient = share->weight,
-                                                                                     .decay = share->parameter->decay};
-    }
-}
-
 void parameters_create(struct parameters *parameters, const struct model *model, const struct slice *slices,
                        int slice_count, int tensor, int t)
 {
@@ -149,7 +128,6 @@ void parameters_create(struct parameters *parameters, const struct model *model,
             parameters->shares[i].gradient = parameters->gradient_elements;
             parameters->gradient_elements = align(parameters->gradient_elements + parameters->shares[i].count);
         }
-    make_ranges(parameters);
     free(numbers);
     free(owners);
 }
@@ -158,7 +136,6 @@ void parameters_destroy(struct parameters *parameters)
 {
     free(parameters->shares);
     free(parameters->layer_first);
-    free(parameters->ranges);
     *parameters = (struct parameters){0};
 }
 

@@ -1,5 +1,5 @@
 /* A rank's parameters: which shares of which logical parameters its stages hold, and where these lie in the arenas of
- * weights, moments and gradients.
+ * weights and gradients. (Where the optimizer's moments lie: shards.h.)
  *
  * Arenas are float32 arrays with the same layout: layer after layer in the order of its stages, each layer's parameters
  * without gaps in the order of its declaration (so that queries, keys and values make one matrix), each layer starting
@@ -16,7 +16,7 @@ struct parameter_share {
     int layer;            /* in the model */
     int stage;            /* of the pipeline */
     int logical;          /* number of the logical parameter in the whole model; equal for the ends of a tie */
-    int64_t weight;       /* offset in the arenas of weights and moments, elements */
+    int64_t weight;       /* offset in the arena of weights, elements */
     int64_t gradient;     /* offset in the arena of gradients; equal to weight for all but later ends of a tie */
     int64_t count;        /* elements of the share */
     int64_t outer, inner; /* elements before and behind the split axis */
@@ -30,11 +30,9 @@ struct parameters {
     int count;
     int *layer_first; /* [local layers + 1] index of a local layer's first share */
     int local_layers;
-    int64_t weight_elements;        /* of the arenas of weights and moments */
-    int64_t gradient_elements;      /* of the arena of gradients: at least weight_elements */
-    struct optimizer_range *ranges; /* for the optimizer */
-    int64_t range_count;
-    int logical_count; /* logical parameters of the whole model */
+    int64_t weight_elements;   /* of the arena of weights */
+    int64_t gradient_elements; /* of the arena of gradients: at least weight_elements */
+    int logical_count;         /* logical parameters of the whole model */
 };
 
 /* A stage's slice of the model's layers. */

@@ -353,6 +353,8 @@ void stage_forward(const struct stage *stage, const struct context *context, con
     for (int k = 0; k < stage->layer_count; k++) {
         struct passage passage = passage_of(stage, run, k, false);
         const struct layer *layer = stage->layers[k].layer;
+        if (run->layer_begin)
+            run->layer_begin(run->of, stage->local_layer + k);
         layer->kind->forward(layer, &own, &passage);
         show(stage, run, k, PASS_FORWARD, &passage);
     }

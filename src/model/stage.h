@@ -43,6 +43,7 @@ struct stage_run {
     bool accumulate_weight;       /* false for the step's first (full or weight) backward of the stage */
     int microbatch;               /* its number, for inspect */
     void (*inspect)(void *of, const struct stage_look *look); /* or NULL: called behind each computation of a layer */
+    void (*layer_begin)(void *of, int local_layer);           /* or NULL: called before a layer's forward */
     void (*layer_done)(void *of, int local_layer); /* or NULL: called when a layer's weight gradient is finished */
     void *of;
 };

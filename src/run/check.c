@@ -23,8 +23,6 @@ static int check_built(const struct settings *s, struct err *err)
         return err_set(err, "&run device = 'cuda': this program was built without CUDA; available: 'cpu'");
     if (s->run.precision != PRECISION_FP32)
         return err_set(err, "&run precision = '%s' is not built yet; 'fp32' is", precision_names[s->run.precision]);
-    if (s->optimizer.sharded)
-        return err_set(err, "&optimizer sharded = .true. is not built yet");
     if (s->run.sample_every > 0)
         return err_set(err, "&run sample_every > 0 is not built yet");
     if (s->machine.preset[0])

@@ -18,10 +18,11 @@ struct executor_step {
     const int64_t *sequences;     /* [microbatches] in each microbatch of this data rank, 0 allowed */
     const int32_t *const *fields; /* [EXECUTOR_FIELDS] data, [microbatches, sequences of a full one, sequence]; those
                                    * of executor_reads */
-    void (*layer_done)(void *of, int local_layer);            /* a layer's gradients are final; NULL without training */
-    void (*stage_done)(void *of, int stage);                  /* REDUCE_GRADIENTS: all layers of the stage are */
-    void (*between)(void *of);                                /* once, after the first computation has begun the step */
-    void (*progress)(void *of);                               /* advances what else is under way */
+    void (*layer_begin)(void *of, int local_layer); /* a layer's first forward is next; NULL without training */
+    void (*layer_done)(void *of, int local_layer);  /* a layer's gradients are final; NULL without training */
+    void (*stage_done)(void *of, int stage);        /* REDUCE_GRADIENTS: all layers of the stage are */
+    void (*between)(void *of);                      /* once, after the first computation has begun the step */
+    void (*progress)(void *of);                     /* advances what else is under way */
     void (*inspect)(void *of, const struct stage_look *look); /* of each computation of a layer; NULL in normal steps */
     void *of;
 };

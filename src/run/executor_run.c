@@ -117,6 +117,9 @@ static void compute(struct executor *executor, int64_t index)
     device->event_record(stream, executor->events[2 * index]);
     switch (item->op) {
     case FORWARD:
+        if (!stage->begun_forward)
+            run.layer_begin = executor->step->layer_begin;
+        stage->begun_forward = true;
         stage_forward(stage->computation, &executor->context, &run);
         break;
     case BACKWARD:
@@ -188,7 +191,7 @@ void executor_run(struct executor *executor, const struct executor_step *step, s
     for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
         struct local_stage *stage = &executor->stages[chunk];
         stage->received[MESSAGE_ACTIVATION] = stage->received[MESSAGE_GRADIENT] = 0;
-        stage->begun_input = stage->begun_weight = false;
+        stage->begun_forward = stage->begun_input = stage->begun_weight = false;
     }
     bool begun = false;
     for (int64_t i = 0; i < executor->list->count; i++) {

@@ -32,6 +32,7 @@ struct local_stage {
     struct message sends[MESSAGE_KINDS][SEND_SLOTS];
     const int32_t *fields[LAYER_MAX_FIELDS];
     int field_of[LAYER_MAX_FIELDS]; /* in executor_field_names */
+    bool begun_forward;             /* in this step */
     bool begun_input, begun_weight; /* a gradient was written in this step: accumulate */
 };
 

@@ -4,22 +4,8 @@
 #include <string.h>
 
 #include "base/memory.h"
-#include "base/trace.h"
 
-#define BUCKET_ELEMENTS (1 << 20) /* of one sum: large enough for full bandwidth, small enough to start early */
-#define BUCKETS_UNDER_WAY 4
-
-/* A piece of the arena to be summed over the data ranks. */
-struct bucket {
-    int64_t begin, count;
-};
-
-struct slot {
-    struct transfer *transfer;
-    void *scratch;
-    double begin;
-    int64_t count;
-};
+#define TIES_UNDER_WAY 4 /* sums of buckets */
 
 /* A tied weight of which this rank holds at least one end. */
 struct tie {
@@ -29,7 +15,7 @@ struct tie {
     const float **parts; /* [share_count] */
     int *shares;         /* indices of this rank's ends, in order of layers */
     int share_count;
-    void *scratch;
+    void *scratch[TIES_UNDER_WAY];
 };
 
 struct gradients {
@@ -37,24 +23,18 @@ struct gradients {
     const struct device *device;
     struct stream *stream;
     const struct parameters *parameters;
+    const struct shards *shards;
+    struct bucket_queue *queue;
     bool sequence_parallel;
     float *arena;
-    struct bucket *queue; /* in the order in which layers finish */
-    int64_t queue_capacity, queued, started;
-    struct slot slots[BUCKETS_UNDER_WAY];
     struct tie *ties;
     int tie_count;
-    int64_t replicated; /* elements that every tensor rank holds and sequence parallelism leaves partial */
+    int64_t replicated; /* elements held that every tensor rank holds and sequence parallelism leaves partial */
     float *partial;     /* [replicated] */
     void *partial_scratch;
-    double *blocks; /* [largest share / SQUARES_BLOCK] */
+    double *blocks;       /* sums of squares: [blocks of all shares] */
+    int64_t *first_block; /* [shares + 1] of each share */
 };
-
-/* Pieces of a layer: what its parameters occupy, tied later ends apart. */
-static int64_t buckets_of(int64_t count)
-{
-    return (count + BUCKET_ELEMENTS - 1) / BUCKET_ELEMENTS;
-}
 
 static bool is_replicated(const struct parameter_share *share)
 {
@@ -121,26 +101,26 @@ static void create_ties(struct gradients *gradients, const struct model *model, 
 }
 
 struct gradients *gradients_create(const struct grid *grid, const struct device *device, struct stream *stream,
-                                   const struct parameters *parameters, const struct model *model,
-                                   const int *stage_of_layer, const struct schedule *schedule, bool sequence_parallel)
+                                   const struct parameters *parameters, const struct shards *shards,
+                                   struct bucket_queue *queue, const struct model *model, const int *stage_of_layer,
+                                   const struct schedule *schedule, bool sequence_parallel)
 {
     struct gradients *gradients = allocate(1, sizeof *gradients);
     *gradients = (struct gradients){.grid = grid,
                                     .device = device,
                                     .stream = stream,
                                     .parameters = parameters,
+                                    .shards = shards,
+                                    .queue = queue,
                                     .sequence_parallel = sequence_parallel && grid->tensor > 1};
-    int64_t largest = 0;
-    for (int i = 0; i < parameters->count; i++) {
-        const struct parameter_share *share = &parameters->shares[i];
-        gradients->queue_capacity += buckets_of(share->count) + 1;
-        if (gradients->sequence_parallel && is_replicated(share))
-            gradients->replicated += share->count;
-        if (share->count > largest)
-            largest = share->count;
-    }
-    gradients->queue = allocate((size_t)gradients->queue_capacity, sizeof *gradients->queue);
-    gradients->blocks = allocate((size_t)(largest / SQUARES_BLOCK + 1), sizeof *gradients->blocks);
+    for (int i = 0; i < shards->range_count; i++)
+        if (gradients->sequence_parallel && is_replicated(&parameters->shares[shards->shards[i].share]))
+            gradients->replicated += shards->ranges[i].count;
+    gradients->first_block = allocate((size_t)parameters->count + 1, sizeof *gradients->first_block);
+    for (int i = 0; i < parameters->count; i++)
+        gradients->first_block[i + 1] =
+            gradients->first_block[i] + (parameters->shares[i].count + SQUARES_BLOCK - 1) / SQUARES_BLOCK;
+    gradients->blocks = allocate((size_t)gradients->first_block[parameters->count], sizeof *gradients->blocks);
     create_ties(gradients, model, stage_of_layer, schedule);
     return gradients;
 }
@@ -156,8 +136,8 @@ void gradients_destroy(struct gradients *gradients)
         free(gradients->ties[i].parts);
     }
     free(gradients->ties);
-    free(gradients->queue);
     free(gradients->blocks);
+    free(gradients->first_block);
     free(gradients);
 }
 
@@ -166,18 +146,25 @@ static size_t aligned(size_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
-static size_t bucket_scratch(const struct gradients *gradients)
+/* Bucket k of the end that is share i, or NULL behind the last one. Ends are cut alike. */
+static const struct bucket *tie_bucket(const struct gradients *gradients, int i, int k)
 {
-    struct communicator *data = gradients->grid->data_group;
-    if (data->size == 1)
-        return 0;
-    return aligned(data->ops->sum_scratch(data, BUCKET_ELEMENTS, communicator_one_each(data)));
+    const struct shards *shards = gradients->shards;
+    int b = shards->share_first[i] + k;
+    return b < shards->bucket_count && shards->buckets[b].share == i ? &shards->buckets[b] : NULL;
 }
 
 static size_t tie_scratch(const struct gradients *gradients, const struct tie *tie)
 {
-    int64_t count = gradients->parameters->shares[tie->shares[0]].count;
-    return aligned(tie->ranks->ops->sum_scratch(tie->ranks, count, &tie->who));
+    size_t most = 0;
+    const struct bucket *bucket;
+    for (int k = 0; (bucket = tie_bucket(gradients, tie->shares[0], k)); k++) {
+        int64_t begin, count = shards_held(gradients->shards, bucket, &begin);
+        size_t bytes = tie->ranks->ops->sum_scratch(tie->ranks, count, &tie->who);
+        if (bytes > most)
+            most = bytes;
+    }
+    return aligned(most);
 }
 
 static size_t partial_scratch(const struct gradients *gradients)
@@ -190,116 +177,28 @@ static size_t partial_scratch(const struct gradients *gradients)
 
 size_t gradients_bytes(const struct gradients *gradients)
 {
-    size_t bytes = BUCKETS_UNDER_WAY * bucket_scratch(gradients);
+    size_t bytes = aligned((size_t)gradients->replicated * sizeof(float)) + partial_scratch(gradients);
     for (int i = 0; i < gradients->tie_count; i++)
-        bytes += tie_scratch(gradients, &gradients->ties[i]);
-    return bytes + aligned((size_t)gradients->replicated * sizeof(float)) + partial_scratch(gradients);
+        bytes += TIES_UNDER_WAY * tie_scratch(gradients, &gradients->ties[i]);
+    return bytes;
 }
 
 void gradients_attach(struct gradients *gradients, float *arena, char *scratch)
 {
     struct carve carve = {.base = scratch};
     gradients->arena = arena;
-    for (int i = 0; i < BUCKETS_UNDER_WAY; i++)
-        gradients->slots[i].scratch = carve_bytes(&carve, bucket_scratch(gradients));
     for (int i = 0; i < gradients->tie_count; i++)
-        gradients->ties[i].scratch = carve_bytes(&carve, tie_scratch(gradients, &gradients->ties[i]));
+        for (int k = 0; k < TIES_UNDER_WAY; k++)
+            gradients->ties[i].scratch[k] = carve_bytes(&carve, tie_scratch(gradients, &gradients->ties[i]));
     gradients->partial = carve_floats(&carve, gradients->replicated);
     gradients->partial_scratch = carve_bytes(&carve, partial_scratch(gradients));
 }
 
-/* Starts as many queued sums as there are free slots; the order is that of the queue on every data rank. */
-static void start_queued(struct gradients *gradients)
-{
-    struct communicator *data = gradients->grid->data_group;
-    for (int i = 0; i < BUCKETS_UNDER_WAY && gradients->started < gradients->queued; i++) {
-        struct slot *slot = &gradients->slots[i];
-        if (slot->transfer)
-            continue;
-        struct bucket bucket = gradients->queue[gradients->started++];
-        float *buffer = gradients->arena + bucket.begin;
-        const float *parts[] = {buffer};
-        slot->begin = clock_seconds();
-        slot->count = bucket.count;
-        slot->transfer =
-            data->ops->sum_begin(data, buffer, parts, bucket.count, communicator_one_each(data), slot->scratch);
-    }
-}
-
-static void trace_sum(const struct slot *slot)
-{
-    if (trace_is_open())
-        trace_record(&(struct trace_span){.name = "REDUCE_GRADIENTS",
-                                          .begin = slot->begin,
-                                          .end = clock_seconds(),
-                                          .bytes = slot->count * (int64_t)sizeof(float),
-                                          .step = -1,
-                                          .stage = -1,
-                                          .microbatch = -1,
-                                          .lane = TRACE_REDUCE});
-}
-
-static void enqueue(struct gradients *gradients, int64_t begin, int64_t count)
-{
-    for (int64_t done = 0; done < count; done += BUCKET_ELEMENTS)
-        gradients->queue[gradients->queued++] =
-            (struct bucket){begin + done, count - done < BUCKET_ELEMENTS ? count - done : BUCKET_ELEMENTS};
-}
-
 void gradients_layer_done(struct gradients *gradients, int local_layer)
 {
-    if (gradients->grid->data == 1)
-        return;
-    const struct parameters *parameters = gradients->parameters;
-    int64_t begin = 0, count = 0; /* neighbouring shares go together */
-    for (int i = parameters->layer_first[local_layer]; i < parameters->layer_first[local_layer + 1]; i++) {
-        const struct parameter_share *share = &parameters->shares[i];
-        if (count > 0 && begin + count != share->gradient) {
-            enqueue(gradients, begin, count);
-            count = 0;
-        }
-        if (count == 0)
-            begin = share->gradient;
-        count += share->count;
-    }
-    enqueue(gradients, begin, count);
-    start_queued(gradients);
-}
-
-void gradients_progress(struct gradients *gradients)
-{
-    struct communicator *data = gradients->grid->data_group;
-    if (gradients->grid->data == 1)
-        return;
-    for (int i = 0; i < BUCKETS_UNDER_WAY; i++) {
-        struct slot *slot = &gradients->slots[i];
-        if (slot->transfer && data->ops->test(slot->transfer)) {
-            trace_sum(slot);
-            slot->transfer = NULL;
-        }
-    }
-    start_queued(gradients);
-}
-
-/* All that has been queued is summed. */
-static void drain(struct gradients *gradients)
-{
-    struct communicator *data = gradients->grid->data_group;
-    for (;;) {
-        start_queued(gradients);
-        struct slot *oldest = NULL;
-        for (int i = 0; i < BUCKETS_UNDER_WAY; i++) {
-            struct slot *slot = &gradients->slots[i];
-            if (slot->transfer && (!oldest || slot->begin < oldest->begin))
-                oldest = slot;
-        }
-        if (!oldest)
-            break;
-        data->ops->wait(oldest->transfer);
-        trace_sum(oldest);
-        oldest->transfer = NULL;
-    }
-    gradients->queued = gradients->started = 0;
+    const struct shards *shards = gradients->shards;
+    for (int b = shards->layer_first[local_layer]; b < shards->layer_first[local_layer + 1]; b++)
+        bucket_queue_sum(gradients->queue, b);
 }
 
 /* Norms, biases behind row-parallel matmuls and positions worked on a share of the rows: one sum for all of them. */
@@ -307,59 +206,105 @@ static void sum_partial(struct gradients *gradients)
 {
     if (gradients->replicated == 0)
         return;
-    const struct parameters *parameters = gradients->parameters;
+    const struct shards *shards = gradients->shards;
     struct communicator *tensor = gradients->grid->tensor_group;
     for (int pack = 1; pack >= 0; pack--) {
         int64_t offset = 0;
-        for (int i = 0; i < parameters->count; i++) {
-            const struct parameter_share *share = &parameters->shares[i];
-            if (!is_replicated(share))
+        for (int i = 0; i < shards->range_count; i++) {
+            const struct optimizer_range *range = &shards->ranges[i];
+            if (!is_replicated(&gradients->parameters->shares[shards->shards[i].share]))
                 continue;
-            float *place = gradients->arena + share->gradient, *packed = gradients->partial + offset;
+            float *place = gradients->arena + range->gradient, *packed = gradients->partial + offset;
             gradients->device->copy(gradients->stream, pack ? packed : place, pack ? place : packed,
-                                    (size_t)share->count * sizeof(float));
-            offset += share->count;
+                                    (size_t)range->count * sizeof(float));
+            offset += range->count;
         }
         if (pack)
             tensor->ops->all_reduce(tensor, gradients->partial, gradients->replicated, gradients->partial_scratch);
     }
 }
 
+/* Starts the sum over the ends of bucket k, or of what is held of it. */
+static struct transfer *begin_tie(struct gradients *gradients, struct tie *tie, int k)
+{
+    int64_t begin = 0, count = 0;
+    for (int j = 0; j < tie->share_count; j++) {
+        const struct bucket *bucket = tie_bucket(gradients, tie->shares[j], k);
+        count = shards_held(gradients->shards, bucket, &begin);
+        tie->parts[j] = gradients->arena + bucket->gradient + begin;
+    }
+    float *result = gradients->arena + tie_bucket(gradients, tie->shares[0], k)->gradient + begin;
+    return tie->ranks->ops->sum_begin(tie->ranks, result, tie->parts, count, &tie->who,
+                                      tie->scratch[k % TIES_UNDER_WAY]);
+}
+
 static void sum_ties(struct gradients *gradients)
 {
     for (int i = 0; i < gradients->tie_count; i++) {
         struct tie *tie = &gradients->ties[i];
-        const struct parameter_share *shares = gradients->parameters->shares;
-        for (int j = 0; j < tie->share_count; j++)
-            tie->parts[j] = gradients->arena + shares[tie->shares[j]].gradient;
-        const struct parameter_share *first = &shares[tie->shares[0]];
-        struct transfer *sum = tie->ranks->ops->sum_begin(tie->ranks, gradients->arena + first->gradient, tie->parts,
-                                                          first->count, &tie->who, tie->scratch);
-        tie->ranks->ops->wait(sum);
+        struct transfer *transfers[TIES_UNDER_WAY] = {0};
+        int k = 0;
+        for (; tie_bucket(gradients, tie->shares[0], k); k++) {
+            if (k >= TIES_UNDER_WAY)
+                tie->ranks->ops->wait(transfers[k % TIES_UNDER_WAY]);
+            transfers[k % TIES_UNDER_WAY] = begin_tie(gradients, tie, k);
+        }
+        for (int left = k > TIES_UNDER_WAY ? k - TIES_UNDER_WAY : 0; left < k; left++)
+            tie->ranks->ops->wait(transfers[left % TIES_UNDER_WAY]);
     }
 }
 
 void gradients_finish(struct gradients *gradients)
 {
-    drain(gradients);
+    bucket_queue_drain(gradients->queue);
     sum_partial(gradients);
     sum_ties(gradients);
 }
 
-void gradients_squares(const struct gradients *gradients, double *squares)
+/* Whether this rank and its data ranks answer for the share's squares. */
+static bool is_counted(const struct gradients *gradients, const struct parameter_share *share)
+{
+    return share->owner && (!is_replicated(share) || gradients->grid->t == 0);
+}
+
+/* The blocks of this rank's piece; 0 in those of the other data ranks. */
+static void square_blocks(struct gradients *gradients)
+{
+    const struct shards *shards = gradients->shards;
+    memset(gradients->blocks, 0,
+           (size_t)gradients->first_block[gradients->parameters->count] * sizeof *gradients->blocks);
+    for (int b = 0; b < shards->bucket_count; b++) {
+        const struct bucket *bucket = &shards->buckets[b];
+        const int64_t own = bucket->gradient + bucket->own, own_end = own + bucket->pieces[shards->d];
+        for (int i = bucket->first_range; i < bucket->first_range + bucket->ranges; i++) {
+            const struct optimizer_range *range = &shards->ranges[i];
+            const int share = shards->shards[i].share;
+            int64_t begin = range->gradient > own ? range->gradient : own, end = range->gradient + range->count;
+            end = end < own_end ? end : own_end;
+            if (begin >= end || !is_counted(gradients, &gradients->parameters->shares[share]))
+                continue;
+            int64_t first = shards->shards[i].first + begin - range->gradient; /* in the share */
+            gradients->device->squares(gradients->stream,
+                                       gradients->blocks + gradients->first_block[share] + first / SQUARES_BLOCK,
+                                       gradients->arena + begin, end - begin);
+        }
+    }
+}
+
+void gradients_squares(struct gradients *gradients, double *squares)
 {
     const struct parameters *parameters = gradients->parameters;
     const struct grid *grid = gradients->grid;
     memset(squares, 0, (size_t)parameters->logical_count * (size_t)grid->tensor * sizeof *squares);
-    for (int i = 0; i < parameters->count; i++) {
+    square_blocks(gradients);
+    if (grid->data > 1)
+        control_sum(grid->data_group, gradients->blocks, gradients->first_block[parameters->count]);
+    for (int i = 0; i < parameters->count && grid->d == 0; i++) {
         const struct parameter_share *share = &parameters->shares[i];
-        /* Data ranks hold the same sums by now and share the work. */
-        if (!share->owner || (is_replicated(share) && grid->t != 0) || i % grid->data != grid->d)
+        if (!is_counted(gradients, share))
             continue;
-        gradients->device->squares(gradients->stream, gradients->blocks, gradients->arena + share->gradient,
-                                   share->count);
         double sum = 0;
-        for (int64_t block = 0; block * SQUARES_BLOCK < share->count; block++)
+        for (int64_t block = gradients->first_block[i]; block < gradients->first_block[i + 1]; block++)
             sum += gradients->blocks[block];
         squares[share->logical * grid->tensor + grid->t] = sum;
     }

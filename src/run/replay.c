@@ -186,7 +186,7 @@ static void layer_done(void *of, int local_layer)
 static void progress(void *of)
 {
     const struct replay *replay = of;
-    gradients_progress(replay->trainer->gradients);
+    bucket_queue_progress(replay->trainer->queue);
 }
 
 /* "blocks/mlp/up/weight[3]" */

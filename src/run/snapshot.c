@@ -5,6 +5,9 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "io/box.h"
+
+#define MOST_BOXES (2 * CHECKPOINT_MAX_AXES - 1) /* that a range of elements takes */
 
 /* The number of the tensor with this path among those from `first` on, or -1. */
 static int find_tensor(const struct snapshot *snapshot, int first, const char *tree, const char *path)
@@ -27,24 +30,35 @@ static void add_tensor(struct snapshot *snapshot, const char *tree, const struct
         tensor->shape[tensor->axes++] = parameter->shape[axis];
 }
 
-/* The box of one share; `stride` is set for a first axis that is the tensor's own. */
-static struct checkpoint_part part_of(const struct parameter_share *share, int tensor, float *arena)
+/* The parts that are `count` elements of a share from `first` on, which lie together at `data`. Returns their number.
+ */
+static int parts_of(const struct parameter_share *share, int tensor, int64_t first, int64_t count, float *data,
+                    bool is_first, struct checkpoint_part *parts)
 {
     const struct parameter *parameter = share->parameter;
-    struct checkpoint_part part = {.tensor = tensor, .data = arena + share->weight};
-    int at = 0;
+    int64_t shape[CHECKPOINT_MAX_AXES], start[CHECKPOINT_MAX_AXES] = {0}; /* of the share in its tensor */
+    int axes = 0;
     if (parameter->stack_size) {
-        part.start[at] = parameter->index;
-        part.count[at++] = 1;
+        start[axes] = parameter->index;
+        shape[axes++] = 1;
     }
-    for (int axis = 0; axis < parameter->axes; axis++, at++) {
-        part.start[at] = axis == parameter->split ? share->split.first : 0;
-        part.count[at] = axis == parameter->split ? share->split.count : parameter->shape[axis];
+    for (int axis = 0; axis < parameter->axes; axis++, axes++) {
+        start[axes] = axis == parameter->split ? share->split.first : 0;
+        shape[axes] = axis == parameter->split ? share->split.count : parameter->shape[axis];
     }
-    part.stride = 1;
-    for (int axis = 1; axis < at; axis++)
-        part.stride *= part.count[axis];
-    return part;
+    struct box boxes[MOST_BOXES];
+    int box_count = box_range(axes, shape, first, count, boxes);
+    for (int i = 0; i < box_count; i++) {
+        struct checkpoint_part *part = &parts[i];
+        *part = (struct checkpoint_part){.tensor = tensor, .data = data, .stride = 1, .first = is_first};
+        for (int axis = 0; axis < axes; axis++) {
+            part->start[axis] = start[axis] + boxes[i].start[axis];
+            part->count[axis] = boxes[i].count[axis];
+            part->stride *= axis > 0 ? part->count[axis] : 1;
+        }
+        data += box_elements(&boxes[i]);
+    }
+    return box_count;
 }
 
 /* Joins the next layer of a stack to the part before it where memory has one stride. */
@@ -59,6 +73,12 @@ static bool join(struct checkpoint_part *part, const struct checkpoint_part *nex
     return true;
 }
 
+/* Whether the data ranks of this pipeline and tensor rank answer for the share. */
+static bool is_first(const struct parameter_share *share, const struct grid *grid)
+{
+    return share->owner && (share->parameter->split >= 0 || grid->t == 0);
+}
+
 static int64_t elements(const struct checkpoint_part *part, int axes)
 {
     int64_t product = 1;
@@ -67,27 +87,67 @@ static int64_t elements(const struct checkpoint_part *part, int axes)
     return product;
 }
 
-/* Gives the parts that this pipeline and tensor rank answers for to its data ranks, each to the one with least so far.
- */
-static void share_out(struct snapshot *snapshot, const struct grid *grid)
+/* Gives the parts from first_part on that this pipeline and tensor rank answers for to its data ranks, each to the one
+ * with least so far (loads). */
+static void share_out(struct snapshot *snapshot, int first_part, const struct grid *grid, int64_t *loads)
 {
-    int64_t *load = allocate((size_t)grid->data, sizeof *load);
-    for (int i = 0; i < snapshot->part_count; i++) {
+    for (int i = first_part; i < snapshot->part_count; i++) {
         struct checkpoint_part *part = &snapshot->parts[i];
         if (!part->first)
             continue;
         int least = 0;
         for (int d = 1; d < grid->data; d++)
-            if (load[d] < load[least])
+            if (loads[d] < loads[least])
                 least = d;
-        load[least] += elements(part, snapshot->tensors[part->tensor].axes);
+        loads[least] += elements(part, snapshot->tensors[part->tensor].axes);
         part->first = least == grid->d;
     }
-    free(load);
+}
+
+/* All shares, the layers of a stack together. */
+static void add_whole(struct snapshot *snapshot, const struct parameters *parameters, const struct grid *grid,
+                      const struct snapshot_tree *tree, int first_tensor)
+{
+    int first_part = snapshot->part_count;
+    for (int i = 0; i < parameters->count; i++) {
+        const struct parameter_share *share = &parameters->shares[i];
+        if (share->gradient != share->weight) /* a later end of a tie: the first one's weights */
+            continue;
+        int tensor = find_tensor(snapshot, first_tensor, tree->path, share->parameter->path);
+        struct checkpoint_part *part = &snapshot->parts[snapshot->part_count];
+        if (parts_of(share, tensor, 0, share->count, tree->arena + share->weight, is_first(share, grid), part) == 0)
+            continue;
+        bool joined = false;
+        for (int j = first_part; j < snapshot->part_count && share->parameter->stack_size && !joined; j++)
+            joined = snapshot->parts[j].tensor == tensor && join(&snapshot->parts[j], part);
+        snapshot->part_count += !joined;
+    }
+}
+
+/* This rank's pieces. */
+static void add_pieces(struct snapshot *snapshot, const struct parameters *parameters, const struct shards *shards,
+                       const struct grid *grid, const struct snapshot_tree *tree, int first_tensor)
+{
+    for (int i = 0; i < shards->range_count; i++) {
+        const struct optimizer_range *range = &shards->ranges[i];
+        const struct parameter_share *share = &parameters->shares[shards->shards[i].share];
+        if (share->gradient != share->weight)
+            continue;
+        int tensor = find_tensor(snapshot, first_tensor, tree->path, share->parameter->path);
+        int64_t offset = tree->layout == SNAPSHOT_MOMENTS ? range->moment : range->gradient;
+        snapshot->part_count += parts_of(share, tensor, shards->shards[i].first, range->count, tree->arena + offset,
+                                         is_first(share, grid), &snapshot->parts[snapshot->part_count]);
+    }
+}
+
+static bool in_pieces(const struct shards *shards, const struct snapshot_tree *tree)
+{
+    return tree->layout != SNAPSHOT_WHOLE && shards->sharded;
 }
 
 static void add_tree(struct snapshot *snapshot, const struct model *model, const struct parameters *parameters,
-                     const struct grid *grid, const struct snapshot_tree *tree)
+                     const struct shards *shards, const struct grid *grid, const struct snapshot_tree *tree,
+                     int64_t *loads)
 {
     int first_tensor = snapshot->tensor_count, first_part = snapshot->part_count;
     for (int layer = 0; layer < model->layer_count; layer++)
@@ -96,33 +156,30 @@ static void add_tree(struct snapshot *snapshot, const struct model *model, const
             if (find_tensor(snapshot, first_tensor, tree->path, parameter->path) < 0)
                 add_tensor(snapshot, tree->path, parameter);
         }
-    for (int i = 0; i < parameters->count; i++) {
-        const struct parameter_share *share = &parameters->shares[i];
-        if (share->gradient != share->weight) /* a later end of a tie: the first one's weights */
-            continue;
-        int tensor = find_tensor(snapshot, first_tensor, tree->path, share->parameter->path);
-        struct checkpoint_part part = part_of(share, tensor, tree->arena);
-        part.first = share->owner && (share->parameter->split >= 0 || grid->t == 0);
-        bool joined = false;
-        for (int j = first_part; j < snapshot->part_count && share->parameter->stack_size && !joined; j++)
-            joined = snapshot->parts[j].tensor == tensor && join(&snapshot->parts[j], &part);
-        if (!joined)
-            snapshot->parts[snapshot->part_count++] = part;
+    if (in_pieces(shards, tree)) {
+        add_pieces(snapshot, parameters, shards, grid, tree, first_tensor);
+    } else {
+        add_whole(snapshot, parameters, grid, tree, first_tensor);
+        share_out(snapshot, first_part, grid, loads);
     }
 }
 
 void snapshot_create(struct snapshot *snapshot, const struct model *model, const struct parameters *parameters,
-                     const struct grid *grid, const struct snapshot_tree *trees, int tree_count)
+                     const struct shards *shards, const struct grid *grid, const struct snapshot_tree *trees,
+                     int tree_count)
 {
     *snapshot = (struct snapshot){0};
-    size_t tensors = 0;
+    size_t tensors = 0, parts = 0;
     for (int layer = 0; layer < model->layer_count; layer++)
         tensors += (size_t)model->declarations[layer].parameter_count;
-    snapshot->tensors = allocate(tensors * (size_t)tree_count, sizeof *snapshot->tensors);
-    snapshot->parts = allocate((size_t)(parameters->count * tree_count), sizeof *snapshot->parts);
     for (int i = 0; i < tree_count; i++)
-        add_tree(snapshot, model, parameters, grid, &trees[i]);
-    share_out(snapshot, grid);
+        parts += in_pieces(shards, &trees[i]) ? (size_t)shards->range_count * MOST_BOXES : (size_t)parameters->count;
+    snapshot->tensors = allocate(tensors * (size_t)tree_count, sizeof *snapshot->tensors);
+    snapshot->parts = allocate(parts, sizeof *snapshot->parts);
+    int64_t *loads = allocate((size_t)grid->data, sizeof *loads);
+    for (int i = 0; i < tree_count; i++)
+        add_tree(snapshot, model, parameters, shards, grid, &trees[i], loads);
+    free(loads);
 }
 
 void snapshot_destroy(struct snapshot *snapshot)

@@ -3,7 +3,7 @@
 #define RUN_SNAPSHOT_H
 
 #include "io/checkpoint.h"
-#include "model/parameters.h"
+#include "model/shards.h"
 #include "parallel/grid.h"
 
 struct snapshot {
@@ -13,17 +13,25 @@ struct snapshot {
     int part_count;
 };
 
-/* One tree of the file: "/model", "/optimizer/first_moment" ... and the arena, laid out as parameters.h says, that
- * holds it in host memory. */
+/* Where the elements of a tree lie in its arena. */
+enum snapshot_layout {
+    SNAPSHOT_WHOLE,    /* all shares, laid out as weights */
+    SNAPSHOT_MOMENTS,  /* what the rank holds of the optimizer's state, laid out as moments */
+    SNAPSHOT_GRADIENTS /* as much, laid out as gradients */
+};
+
+/* One tree of the file: "/model", "/optimizer/first_moment" ... and the arena that holds it in host memory. */
 struct snapshot_tree {
     const char *path;
     float *arena;
+    enum snapshot_layout layout;
 };
 
 /* The whole model's tensors under each tree, and this rank's parts. Of the ranks that hold the same elements one counts
  * as first: data ranks share the writing by size. */
 void snapshot_create(struct snapshot *snapshot, const struct model *model, const struct parameters *parameters,
-                     const struct grid *grid, const struct snapshot_tree *trees, int tree_count);
+                     const struct shards *shards, const struct grid *grid, const struct snapshot_tree *trees,
+                     int tree_count);
 void snapshot_destroy(struct snapshot *snapshot);
 
 #endif

@@ -155,18 +155,19 @@ static void count_memory(struct trainer *trainer, bool training)
     trainer->activation_bytes = executor_bytes(trainer->evaluate.executor, &forward);
     if (training) {
         memory->gradients = (size_t)trainer->parameters.gradient_elements * sizeof(float);
-        memory->moments = 2 * memory->weights;
+        memory->moments = 2 * (size_t)trainer->shards.moment_elements * sizeof(float);
         size_t bytes = executor_bytes(trainer->train.executor, memory);
         if (bytes > trainer->activation_bytes)
             trainer->activation_bytes = bytes;
         else
             memory->activations += trainer->activation_bytes - bytes;
+        trainer->queue_bytes = bucket_queue_bytes(trainer->queue);
         trainer->scratch_bytes = gradients_bytes(trainer->gradients);
     } else {
         memory->activations = forward.activations;
         memory->buffers = forward.buffers;
     }
-    memory->buffers += trainer->scratch_bytes + trainer->tensor_scratch_bytes;
+    memory->buffers += trainer->queue_bytes + trainer->scratch_bytes + trainer->tensor_scratch_bytes;
     memory->workspace = trainer->workspace_bytes;
 }
 
@@ -180,9 +181,10 @@ static int take_memory(struct trainer *trainer, bool training, struct err *err)
     trainer->context.tensor_scratch = take(trainer, trainer->tensor_scratch_bytes, "tensor-parallel sums", err);
     if (training) {
         trainer->gradient_arena = take(trainer, memory->gradients, "gradients", err);
-        trainer->first_moment = take(trainer, memory->weights, "first moments", err);
-        trainer->second_moment = take(trainer, memory->weights, "second moments", err);
-        trainer->scratch = take(trainer, trainer->scratch_bytes, "gradient sums", err);
+        trainer->first_moment = take(trainer, memory->moments / 2, "first moments", err);
+        trainer->second_moment = take(trainer, memory->moments / 2, "second moments", err);
+        trainer->queue_scratch = take(trainer, trainer->queue_bytes, "gradient sums", err);
+        trainer->scratch = take(trainer, trainer->scratch_bytes, "sums of shared gradients", err);
     }
     return err->text[0] ? -1 : 0;
 }
@@ -199,10 +201,11 @@ static void attach(struct trainer *trainer, bool training)
     for (int chunk = 0; chunk < chunks; chunk++)
         stage_attach(trainer->stages[chunk], trainer->weights, trainer->gradient_arena);
     executor_attach(trainer->train.executor, trainer->activations, &trainer->context);
+    bucket_queue_attach(trainer->queue, trainer->weights, trainer->gradient_arena, trainer->queue_scratch);
     gradients_attach(trainer->gradients, trainer->gradient_arena, trainer->scratch);
     device->zero(trainer->context.stream, trainer->gradient_arena, trainer->memory.gradients); /* gaps stay 0 */
-    device->zero(trainer->context.stream, trainer->first_moment, trainer->memory.weights);
-    device->zero(trainer->context.stream, trainer->second_moment, trainer->memory.weights);
+    device->zero(trainer->context.stream, trainer->first_moment, trainer->memory.moments / 2);
+    device->zero(trainer->context.stream, trainer->second_moment, trainer->memory.moments / 2);
 }
 
 static void make_batches(struct trainer *trainer, bool training)
@@ -268,10 +271,14 @@ int trainer_create(struct trainer **out, const struct job *job, struct settings 
     text_fini(&csv);
     if (result < 0)
         return -1;
-    if (training)
-        trainer->gradients =
-            gradients_create(&trainer->grid, device, trainer->context.stream, &trainer->parameters, &trainer->model,
-                             trainer->stage_of_layer, trainer->train.schedule, settings->grid.sequence_parallel);
+    if (training) {
+        shards_create(&trainer->shards, &trainer->parameters, trainer->grid.tensor, trainer->grid.data, trainer->grid.d,
+                      settings->optimizer.sharded);
+        trainer->queue = bucket_queue_create(&trainer->grid, &trainer->shards);
+        trainer->gradients = gradients_create(
+            &trainer->grid, device, trainer->context.stream, &trainer->parameters, &trainer->shards, trainer->queue,
+            &trainer->model, trainer->stage_of_layer, trainer->train.schedule, settings->grid.sequence_parallel);
+    }
     result = make_executor(trainer, &trainer->evaluate, trainer->forward_stages, err);
     if (result == 0 && training)
         result = make_executor(trainer, &trainer->train, trainer->stages, err);
@@ -299,17 +306,20 @@ void trainer_destroy(struct trainer *trainer)
         return;
     const struct device *device = trainer->context.device;
     int chunks = trainer->evaluate.schedule ? trainer->evaluate.schedule->chunks : 0;
+    bucket_queue_destroy(trainer->queue);
     gradients_destroy(trainer->gradients);
     program_destroy(&trainer->train);
     program_destroy(&trainer->evaluate);
     destroy_stages(trainer->stages, chunks);
     destroy_stages(trainer->forward_stages, chunks);
+    shards_destroy(&trainer->shards);
     parameters_destroy(&trainer->parameters);
     device->release(trainer->weights, trainer->memory.weights);
     device->release(trainer->gradient_arena, trainer->memory.gradients);
-    device->release(trainer->first_moment, trainer->memory.weights);
-    device->release(trainer->second_moment, trainer->memory.weights);
+    device->release(trainer->first_moment, trainer->memory.moments / 2);
+    device->release(trainer->second_moment, trainer->memory.moments / 2);
     device->release(trainer->activations, trainer->activation_bytes);
+    device->release(trainer->queue_scratch, trainer->queue_bytes);
     device->release(trainer->scratch, trainer->scratch_bytes);
     device->release(trainer->context.workspace, trainer->workspace_bytes);
     device->release(trainer->context.tensor_scratch, trainer->tensor_scratch_bytes);

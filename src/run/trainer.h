@@ -64,7 +64,7 @@ int64_t trainer_steps_done(const struct trainer *trainer);
 double trainer_expected_bubble(const struct trainer *trainer);
 
 /* The digest of the weights: what `--digest` prints for /model of a checkpoint of this step. Collective. */
-uint64_t trainer_digest(const struct trainer *trainer);
+uint64_t trainer_digest(struct trainer *trainer);
 
 double trainer_flops_per_step(const struct trainer *trainer); /* of the model on all ranks, without recomputation */
 

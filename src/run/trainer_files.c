@@ -14,13 +14,13 @@
 static int trees_of(const struct trainer *trainer, bool optimizer, bool gradients, struct snapshot_tree *trees)
 {
     int count = 0;
-    trees[count++] = (struct snapshot_tree){"/model", trainer->weights};
+    trees[count++] = (struct snapshot_tree){"/model", trainer->weights, SNAPSHOT_WHOLE};
     if (optimizer) {
-        trees[count++] = (struct snapshot_tree){"/optimizer/first_moment", trainer->first_moment};
-        trees[count++] = (struct snapshot_tree){"/optimizer/second_moment", trainer->second_moment};
+        trees[count++] = (struct snapshot_tree){"/optimizer/first_moment", trainer->first_moment, SNAPSHOT_MOMENTS};
+        trees[count++] = (struct snapshot_tree){"/optimizer/second_moment", trainer->second_moment, SNAPSHOT_MOMENTS};
     }
     if (gradients)
-        trees[count++] = (struct snapshot_tree){"/gradients", trainer->gradient_arena};
+        trees[count++] = (struct snapshot_tree){"/gradients", trainer->gradient_arena, SNAPSHOT_GRADIENTS};
     return count;
 }
 
@@ -30,7 +30,7 @@ int trainer_load(struct trainer *trainer, const char *path, bool whole, struct e
     struct snapshot snapshot;
     struct checkpoint_info info = {0};
     int count = trees_of(trainer, whole, false, trees);
-    snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->grid, trees, count);
+    snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->shards, &trainer->grid, trees, count);
     double begin = clock_seconds();
     int result = checkpoint_read(trainer->grid.world, path, whole ? &info : NULL, snapshot.tensors,
                                  snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
@@ -57,8 +57,9 @@ int trainer_save(struct trainer *trainer, struct err *err)
     const struct settings *s = trainer->settings;
     struct snapshot_tree trees[4];
     struct snapshot snapshot;
+    bucket_queue_drain(trainer->queue); /* the weights are complete */
     int count = trees_of(trainer, true, s->checkpoint.gradients, trees);
-    snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->grid, trees, count);
+    snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->shards, &trainer->grid, trees, count);
     struct text input = {0};
     settings_print(s, &input);
     struct checkpoint_info info = {.step = trainer->step,
@@ -87,12 +88,13 @@ int trainer_save(struct trainer *trainer, struct err *err)
     return result;
 }
 
-uint64_t trainer_digest(const struct trainer *trainer)
+uint64_t trainer_digest(struct trainer *trainer)
 {
     struct snapshot_tree tree;
     struct snapshot snapshot;
+    bucket_queue_drain(trainer->queue); /* the weights are complete */
     int count = trees_of(trainer, false, false, &tree);
-    snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->grid, &tree, count);
+    snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->shards, &trainer->grid, &tree, count);
     uint64_t digest = checkpoint_digest_memory(trainer->grid.world, snapshot.tensors, snapshot.tensor_count,
                                                snapshot.parts, snapshot.part_count);
     snapshot_destroy(&snapshot);

@@ -24,15 +24,17 @@ struct trainer {
     int *first_layer;    /* [stages + 1] */
     int *stage_of_layer; /* [layers] */
     struct parameters parameters;
+    struct shards shards;
     struct stage **stages;         /* [chunks] of this rank, for training */
     struct stage **forward_stages; /* [chunks] the same slices, for evaluation */
     struct program train, evaluate;
+    struct bucket_queue *queue; /* NULL without training; until it is drained, weights may still be on their way */
     struct gradients *gradients;
 
     struct footprint memory;
     float *weights, *gradient_arena, *first_moment, *second_moment;
-    char *activations, *scratch;
-    size_t activation_bytes, scratch_bytes, workspace_bytes, tensor_scratch_bytes;
+    char *activations, *queue_scratch, *scratch;
+    size_t activation_bytes, queue_bytes, scratch_bytes, workspace_bytes, tensor_scratch_bytes;
 
     struct batch batches[2]; /* the present step's and the next one's */
     int present;

@@ -10,6 +10,12 @@
 
 #define NO_END INT64_MAX
 
+static void layer_begin(void *of, int local_layer)
+{
+    struct trainer *trainer = of;
+    bucket_queue_wait_weights(trainer->queue, local_layer);
+}
+
 static void layer_done(void *of, int local_layer)
 {
     struct trainer *trainer = of;
@@ -19,7 +25,7 @@ static void layer_done(void *of, int local_layer)
 static void progress(void *of)
 {
     struct trainer *trainer = of;
-    gradients_progress(trainer->gradients);
+    bucket_queue_progress(trainer->queue);
 }
 
 /* While the first messages are on their way the next step's batch is read. */
@@ -88,6 +94,8 @@ static double peak_memory(void)
     return getrusage(RUSAGE_SELF, &usage) == 0 ? (double)usage.ru_maxrss * 1024 : 0;
 }
 
+/* Updates bucket after bucket, in the order of the next step's forwards; behind each one, where the optimizer is
+ * sharded, its weights start on their way. */
 static void update(struct trainer *trainer, double norm, double learning_rate)
 {
     const struct settings *s = trainer->settings;
@@ -101,9 +109,20 @@ static void update(struct trainer *trainer, double norm, double learning_rate)
                                 .correction1 = 1 - pow(s->optimizer.beta1, step),
                                 .correction2 = 1 - pow(s->optimizer.beta2, step),
                                 .scale = clip};
-    trainer->context.device->adamw(trainer->context.stream, trainer->weights, trainer->first_moment,
-                                   trainer->second_moment, trainer->gradient_arena, trainer->parameters.ranges,
-                                   trainer->parameters.range_count, &adamw);
+    const struct device *device = trainer->context.device;
+    const struct shards *shards = &trainer->shards;
+    for (int b = 0; b < shards->bucket_count; b++) {
+        const struct bucket *bucket = &shards->buckets[b];
+        if (bucket->first_end != b)
+            continue;
+        device->adamw(trainer->context.stream, trainer->weights, trainer->first_moment, trainer->second_moment,
+                      trainer->gradient_arena, shards->ranges + bucket->first_range, bucket->ranges, &adamw);
+        if (!shards->sharded)
+            continue;
+        device->stream_wait(trainer->context.stream);
+        bucket_queue_gather(trainer->queue, b);
+    }
+    device->stream_wait(trainer->context.stream);
 }
 
 void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
@@ -119,6 +138,7 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     struct executor_step run = {.number = trainer->step + 1,
                                 .sequences = batch->sequences,
                                 .fields = (const int32_t *const *)batch->fields,
+                                .layer_begin = layer_begin,
                                 .layer_done = layer_done,
                                 .between = read_next_batch,
                                 .progress = progress,
@@ -159,7 +179,6 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
         result->skips = trainer->outliers.skipped;
         if (!result->skipped)
             update(trainer, result->gradient_norm, result->learning_rate);
-        trainer->context.device->stream_wait(trainer->context.stream);
         trainer->step++;
         trainer->samples += s->pipeline.global_batch;
         trainer->present = 1 - trainer->present;
@@ -176,6 +195,8 @@ double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_
     struct batch *batch = &trainer->evaluation_batch;
     const struct sample_order order = {.samples = dataset_samples(dataset, trainer->model.sequence)};
     const int64_t at_once = trainer->settings->pipeline.global_batch;
+    if (trainer->queue)
+        bucket_queue_drain(trainer->queue);
     double sum = 0;
     for (int64_t place = 0; place < samples; place += at_once) {
         batch_read(batch, dataset, &order, place, samples);
