@@ -287,7 +287,7 @@ int main(int argc, char **argv)
     struct job job;
     job_begin(&argc, &argv, &job);
     world = job.world;
-    char path[64];
+    char path[80];
     make_dataset(path, sizeof path);
     const struct trial trials[] = {
         {"1f1b, the forward of a block", &four, IN_OUTPUT, 2, 3, 1},
