@@ -4,14 +4,21 @@
     tests/make_golden.py            # needs torch, numpy and h5py; the tests that read the files do not need torch
 
 tokens.h5                a dataset
-untied.h5, tied.h5       a training run each. /model: initial weights (load_weights takes the file as it is);
+untied.h5, tied.h5       a model each, trained twice. /model: initial weights (load_weights takes the file as it is);
                          /gradients: of step 1, before clipping; /runs/{clipped,unclipped}: losses, gradient_norms and
-                         learning_rates of every step, and /model and both moments after the last
+                         learning_rates of every step; in one of the two runs, after the last step: /change of the
+                         weights from the initial ones, and both moments; /validation: the mean losses of the first
+                         so many samples of the dataset, of the initial weights
 layers.h5                /embedding, /block, /head alone: weights, what goes in and out, and gradients
 
-Attributes: `script`, the digest of this file, which the tests compare; `input`, the run as a namelist. Initial weights
-are multiples of 1/128, so that they are exact in float32 and small when compressed. Gradients and results are rounded
-to float32 once they are known.
+Attributes: `script`, the digest of this file, which the tests compare; `torch`, the version that computed, which makes
+the same bytes again; `input`, the run as a namelist, and of that `norm_epsilon`. Before anything is made, what is
+written out in this script is compared with PyTorch's own functions on random numbers.
+
+The files are small. Initial weights are multiples of 1/64, which float32 holds exactly. Gradients and what a run leaves
+are rounded, once they are known, to counts of steps: count * step + least, with [least, step] in the attribute `scale`,
+one pair for each layer of a stack. A step is such that the L2 norm of all errors is at most ROUNDING of the tensor's
+norm (for a change: of the weights'). Everything else is float32, numbers of steps and of samples float64.
 """
 import hashlib
 import math
@@ -20,32 +27,37 @@ import os
 import h5py
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
-GRAIN = 128  # initial weights are multiples of 1 / GRAIN
-SAMPLES = 37  # in the dataset: fewer than the steps take, so that the last step wraps around
+GRAIN = 64  # initial weights are multiples of 1 / GRAIN
+ROUNDING = {"gradients": 3e-7, "change": 5e-7, "first_moment": 2e-6, "second_moment": 2e-6}
+NOTHING = 1e-15  # the finest step: the gradient of the keys' bias, 0 but for rounding, becomes 0
+SAMPLES = 53  # in the dataset: fewer than the steps take, so that the last step wraps around
+VALIDATION = (1, 2, 7, 31)  # samples: no microbatch size divides them all
 
 VARIANTS = {
     "untied": {
         "run.steps": 7, "run.stop_at": 5,
-        "model.layers": 5, "model.hidden": 27, "model.heads": 3, "model.ffn_hidden": 57, "model.sequence": 23,
+        "model.layers": 5, "model.hidden": 48, "model.heads": 3, "model.ffn_hidden": 36, "model.sequence": 23,
         "model.vocabulary": 101, "model.tied_embeddings": False, "model.norm_epsilon": 1e-5,
-        "pipeline.global_batch": 8, "pipeline.microbatch_size": 2,
+        "pipeline.global_batch": 12, "pipeline.microbatch_size": 3,
         "optimizer.learning_rate": 3e-3, "optimizer.min_learning_rate": 5e-4, "optimizer.warmup_steps": 2,
         "optimizer.decay": "cosine", "optimizer.beta1": 0.9, "optimizer.beta2": 0.95, "optimizer.epsilon": 1e-6,
         "optimizer.weight_decay": 0.1, "data.shuffle": False,
     },
     "tied": {
         "run.steps": 5, "run.stop_at": 0,
-        "model.layers": 5, "model.hidden": 18, "model.heads": 3, "model.ffn_hidden": 72, "model.sequence": 23,
+        "model.layers": 5, "model.hidden": 48, "model.heads": 3, "model.ffn_hidden": 30, "model.sequence": 23,
         "model.vocabulary": 101, "model.tied_embeddings": True, "model.norm_epsilon": 1e-3,
-        "pipeline.global_batch": 8, "pipeline.microbatch_size": 2,
+        "pipeline.global_batch": 12, "pipeline.microbatch_size": 3,
         "optimizer.learning_rate": 2e-3, "optimizer.min_learning_rate": 0.0, "optimizer.warmup_steps": 0,
         "optimizer.decay": "cosine", "optimizer.beta1": 0.8, "optimizer.beta2": 0.9, "optimizer.epsilon": 1e-4,
         "optimizer.weight_decay": 0.3, "data.shuffle": False,
     },
 }
 CLIP_NORMS = {"untied": {"clipped": 0.25, "unclipped": 1000.0}, "tied": {"clipped": 0.25, "unclipped": 0.0}}
+WHOLE = {"untied": "clipped", "tied": "unclipped"}  # the run whose weights and moments are kept
 
 
 def grains(generator, *shape, scale):
@@ -68,7 +80,7 @@ def initial(path, shape, generator):
     """Biases and norms are not at their usual 0 and 1, so that none of them can be left out unseen."""
     if "norm/weight" in path:
         return 1 + grains(generator, *shape, scale=0.25)
-    return grains(generator, *shape, scale=0.25)
+    return grains(generator, *shape, scale=0.25 if path.endswith("bias") else 0.14)
 
 
 def make_model(s, generator):
@@ -141,18 +153,28 @@ def decays(path):
     return path.startswith(("embedding/", "head/")) or path.endswith("weight") and "norm" not in path
 
 
-def train(s, model, tokens, clip_norm):
-    """Trains `model` in place; returns losses, norms, learning rates, gradients of step 1 and the optimizer."""
-    optimizer = torch.optim.AdamW(
+def samples_at(s, tokens, places):
+    """Inputs and targets at places of the dataset, which starts again at its end."""
+    length = s["model.sequence"]
+    starts = [place % SAMPLES * length for place in places]
+    return (torch.stack([tokens[i:i + length] for i in starts]),
+            torch.stack([tokens[i + 1:i + length + 1] for i in starts]))
+
+
+def make_optimizer(s, model):
+    return torch.optim.AdamW(
         [{"params": [w for path, w in model.items() if decays(path)], "weight_decay": s["optimizer.weight_decay"]},
          {"params": [w for path, w in model.items() if not decays(path)], "weight_decay": 0.0}],
         betas=(s["optimizer.beta1"], s["optimizer.beta2"]), eps=s["optimizer.epsilon"])
-    length, batch = s["model.sequence"], s["pipeline.global_batch"]
+
+
+def train(s, model, tokens, clip_norm):
+    """Trains `model` in place; returns losses, norms, learning rates, gradients of step 1 and the optimizer."""
+    optimizer = make_optimizer(s, model)
+    batch = s["pipeline.global_batch"]
     losses, norms, rates, first = [], [], [], {}
     for step in range(1, (s["run.stop_at"] or s["run.steps"]) + 1):
-        starts = [place % SAMPLES * length for place in range((step - 1) * batch, step * batch)]
-        inputs = torch.stack([tokens[i:i + length] for i in starts])
-        targets = torch.stack([tokens[i + 1:i + length + 1] for i in starts])
+        inputs, targets = samples_at(s, tokens, range((step - 1) * batch, step * batch))
         optimizer.zero_grad()
         loss = model_losses(s, model, inputs, targets).mean()
         loss.backward()
@@ -168,9 +190,10 @@ def train(s, model, tokens, clip_norm):
     return losses, norms, rates, first, optimizer
 
 
-def put(group, name, array, dtype=np.float32):
-    array = array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)
-    group.create_dataset(name, data=array.astype(dtype), compression=9, shuffle=True, track_times=False)
+def put(group, name, array, dtype=np.float32, **attributes):
+    array = (array.detach().numpy() if isinstance(array, torch.Tensor) else np.asarray(array)).astype(dtype)
+    dataset = group.create_dataset(name, data=array, chunks=array.shape, compression=9, shuffle=True, track_times=False)
+    dataset.attrs.update(attributes)
 
 
 def put_tree(group, name, tensors):
@@ -178,10 +201,30 @@ def put_tree(group, name, tensors):
         put(group, f"{name}/{path}", tensor)
 
 
+def counted(array, size, error):
+    """Counts of steps, and [least, step]; the error is relative to `size`, an L2 norm."""
+    step = max(2.7 * error * size / math.sqrt(array.size), NOTHING)  # errors of 0.29 steps, and a margin
+    counts = np.round(array / step).astype(np.int64)
+    assert np.linalg.norm(counts * step - array) <= error * size or step == NOTHING
+    return counts - counts.min(), [counts.min() * step, step]
+
+
+def put_counted(group, kind, tensors, sizes):
+    """Rounds each tensor, each layer of a stack by itself; `sizes` are those of what the errors are relative to."""
+    for path, tensor in tensors.items():
+        layers = len(tensor) if path.startswith("blocks/") else 1
+        pairs = [counted(array, size, ROUNDING[kind]) for array, size in
+                 zip(tensor.detach().numpy().reshape(layers, -1),
+                     torch.linalg.norm(sizes[path].detach().reshape(layers, -1), dim=1).tolist())]
+        put(group, f"{kind}/{path}", np.reshape([counts for counts, _ in pairs], tensor.shape), np.uint32,
+            scale=[scale for _, scale in pairs])
+
+
 def create(name):
     file = h5py.File(os.path.join(FOLDER, name), "w", libver=("v110", "v110"))
     with open(os.path.abspath(__file__), "rb") as script:
         file.attrs["script"] = hashlib.sha256(script.read()).hexdigest()
+    file.attrs["torch"] = str(torch.__version__)
     return file
 
 
@@ -210,27 +253,45 @@ def make_tokens(vocabulary, length):
     return tokens
 
 
+def put_validation(file, s, model, tokens):
+    losses = [model_losses(s, model, *samples_at(s, tokens, range(samples))).mean().item() for samples in VALIDATION]
+    put(file, "validation/samples", VALIDATION, np.int32)
+    put(file, "validation/losses", losses, np.float64)
+
+
+def moments(model, optimizer, name):
+    return {path: optimizer.state[w][name] for path, w in model.items()}
+
+
+def put_results(group, model, initial_model, optimizer):
+    put_counted(group, "change", {path: w - initial_model[path] for path, w in model.items()}, model)
+    for kind, name in (("first_moment", "exp_avg"), ("second_moment", "exp_avg_sq")):
+        tensors = moments(model, optimizer, name)
+        put_counted(group, kind, tensors, tensors)
+
+
 def make_run(variant, tokens):
     s = VARIANTS[variant]
     with create(f"{variant}.h5") as file:
         file.attrs.update({"format": "ppmodel-checkpoint", "version": 1})
         file.attrs["input"] = namelist(s)
+        file.attrs["norm_epsilon"] = s["model.norm_epsilon"]
         for run, clip_norm in CLIP_NORMS[variant].items():
             model = make_model(s, torch.Generator().manual_seed(12))
             if run == "clipped":
                 put_tree(file, "model", model)
+                put_validation(file, s, model, tokens)
             losses, norms, rates, gradients, optimizer = train(s, model, tokens, clip_norm)
             assert run == "unclipped" or min(norms) > 2 * clip_norm, norms
             assert run == "clipped" or clip_norm == 0 or max(norms) < clip_norm, norms
             if run == "clipped":
-                put_tree(file, "gradients", gradients)
+                put_counted(file, "gradients", gradients, gradients)
             group = file.create_group(f"runs/{run}")
             group.attrs["clip_norm"] = clip_norm
             for name, values in {"losses": losses, "gradient_norms": norms, "learning_rates": rates}.items():
                 put(group, name, values, np.float64)
-            put_tree(group, "model", model)
-            put_tree(group, "first_moment", {path: optimizer.state[w]["exp_avg"] for path, w in model.items()})
-            put_tree(group, "second_moment", {path: optimizer.state[w]["exp_avg_sq"] for path, w in model.items()})
+            if run == WHOLE[variant]:
+                put_results(group, model, make_model(s, torch.Generator().manual_seed(12)), optimizer)
             print(f"{variant} {run}: losses {losses}, norms {norms}")
 
 
@@ -278,9 +339,93 @@ def make_layers():
                   lambda x, w: head(x, targets, *w.values(), epsilon))
 
 
+def block_of_torch(x, w, epsilon):
+    """The same as block(), of PyTorch's own functions."""
+    h = x.shape[-1]
+
+    def heads(x, name):
+        weight, bias = w[f"attention/{name}/weight"], w[f"attention/{name}/bias"]
+        return F.linear(x, weight.reshape(-1, h), bias.reshape(-1)).unflatten(-1, bias.shape).transpose(1, 2)
+
+    norm1 = F.layer_norm(x, (h,), w["attention_norm/weight"], w["attention_norm/bias"], epsilon)
+    mixed = F.scaled_dot_product_attention(*(heads(norm1, name) for name in ("query", "key", "value")), is_causal=True)
+    x = x + F.linear(mixed.transpose(1, 2).flatten(-2), w["attention/output/weight"].reshape(h, -1),
+                     w["attention/output/bias"])
+    norm2 = F.layer_norm(x, (h,), w["mlp_norm/weight"], w["mlp_norm/bias"], epsilon)
+    up = F.gelu(F.linear(norm2, w["mlp/up/weight"], w["mlp/up/bias"]), approximate="tanh")
+    return x + F.linear(up, w["mlp/down/weight"], w["mlp/down/bias"])
+
+
+def head_of_torch(x, targets, norm_weight, norm_bias, weight, epsilon):
+    logits = F.linear(F.layer_norm(x, x.shape[-1:], norm_weight, norm_bias, epsilon), weight)
+    return F.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+
+
+def assert_close(a, b):
+    assert (a - b).norm() <= 1e-12 * b.norm(), (a - b).norm() / b.norm()
+
+
+def assert_same(compute, compute_of_torch, tensors):
+    """The same values, and the same gradients of a random sum of them."""
+    out, right = compute(), compute_of_torch()
+    assert_close(out, right)
+    factors = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=out.dtype)
+    for a, b in zip(torch.autograd.grad((out * factors).sum(), tensors, retain_graph=True),
+                    torch.autograd.grad((right * factors).sum(), tensors, retain_graph=True)):
+        if b.norm() > 1e-9:  # that of the keys' bias is 0 but for rounding
+            assert_close(a, b)
+
+
+def check_layers(s):
+    generator = torch.Generator().manual_seed(2)
+    h, v, length, epsilon = s["model.hidden"], s["model.vocabulary"], s["model.sequence"], s["model.norm_epsilon"]
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+    x, targets = normal(4, length, h), torch.randint(0, v, (4, length), generator=generator)
+    w = {name: normal(*shape) for name, shape in shapes_of_block(s).items()}
+    assert_same(lambda: block(x, w, epsilon), lambda: block_of_torch(x, w, epsilon), [x, *w.values()])
+    w = [normal(h), normal(h), normal(v, h)]
+    assert_same(lambda: head(x, targets, *w, epsilon), lambda: head_of_torch(x, targets, *w, epsilon), [x, *w])
+    token, position = normal(v, h), normal(length, h)
+    assert_same(lambda: embedding(targets, token, position),
+                lambda: F.embedding(targets, token) + F.embedding(torch.arange(length), position), [token, position])
+
+
+def check_optimizer(s):
+    """AdamW as PyTorch's documentation defines it: the weights decay by themselves, apart from the moments."""
+    generator = torch.Generator().manual_seed(3)
+    model = {path: torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
+             for path in ("embedding/token", "embedding/position", "blocks/mlp/up/weight", "blocks/mlp/up/bias",
+                          "blocks/mlp_norm/weight", "blocks/mlp_norm/bias", "final_norm/weight", "head/weight")}
+    decaying = ("embedding/token", "embedding/position", "blocks/mlp/up/weight", "head/weight")
+    beta1, beta2, epsilon = s["optimizer.beta1"], s["optimizer.beta2"], s["optimizer.epsilon"]
+    optimizer = make_optimizer(s, model)
+    right = {path: (w.detach().clone(), torch.zeros_like(w), torch.zeros_like(w)) for path, w in model.items()}
+    for step in range(1, 5):
+        for group in optimizer.param_groups:
+            group["lr"] = rate = learning_rate(s, step)
+        for path, w in model.items():
+            w.grad = torch.randn(w.shape, generator=generator, dtype=w.dtype)
+            weight, first, second = right[path]
+            weight = weight - rate * (s["optimizer.weight_decay"] if path in decaying else 0) * weight
+            first = beta1 * first + (1 - beta1) * w.grad
+            second = beta2 * second + (1 - beta2) * w.grad ** 2
+            weight = weight - rate * first / (1 - beta1 ** step) / ((second / (1 - beta2 ** step)).sqrt() + epsilon)
+            right[path] = weight, first, second
+        optimizer.step()
+    for i, tree in enumerate((model, moments(model, optimizer, "exp_avg"), moments(model, optimizer, "exp_avg_sq"))):
+        for path, tensor in tree.items():
+            assert_close(tensor.detach(), right[path][i])
+
+
 def main():
     os.makedirs(FOLDER, exist_ok=True)
     torch.set_num_threads(1)
+    for variant in VARIANTS.values():
+        check_layers(variant)
+        check_optimizer(variant)
     tokens = make_tokens(101, 23 * SAMPLES + 9)
     for variant in VARIANTS:
         make_run(variant, tokens)
