@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """mode = 'evaluate' and evaluations inside training: the mean loss of any number of samples, on any grid, is that of
-GPT-2 in double precision. TAP."""
+PyTorch and of GPT-2 in double precision here, which agrees with PyTorch. TAP."""
 import math
 import os
 
@@ -10,6 +10,7 @@ import tiny
 np, h5py = tiny.np, tiny.h5py
 
 LIMIT = 1e-6  # largest relative error of a loss
+GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden")
 
 # pipeline, data, tensor, sequence parallel, microbatches, microbatch size, samples in the validation set. One sample;
 # fewer samples than data ranks; whole microbatches, ranks and batches without any; a last one that is cut short.
@@ -28,6 +29,12 @@ CASES = [
     (5, 1, 1, False, 2, 2, 7),
     (2, 1, 2, True, 3, 3, 10),
 ]
+
+# The same, of models made by make_golden.py: 3 heads, validation sets of 1, 2, 7 and 31 samples each.
+GOLDEN_GRIDS = {
+    "untied": [(1, 1, 1, False, 4, 3), (1, 2, 3, True, 1, 5)],
+    "tied": [(3, 1, 1, False, 2, 2), (2, 2, 1, False, 3, 4)],
+}
 
 
 def right_loss(tree, stream, count=None):
@@ -60,6 +67,31 @@ def check_grids(folder, models):
         name = f"{grid} {tied}, {microbatches} x {size}, {samples} samples"
         is_right(found.metrics("validation_loss"), right_loss(models[tied].tensors(4), stream), name)
         tap.is_equal(found.metrics("tokens"), [samples * tiny.SEQUENCE], f"{name}: every token once")
+
+
+def check_golden(folder, variant):
+    """The losses that PyTorch gives."""
+    path, folder = os.path.join(GOLDEN, f"{variant}.h5"), os.path.join(folder, f"golden-{variant}")
+    os.mkdir(folder)
+    with h5py.File(os.path.join(GOLDEN, "tokens.h5")) as file:
+        stream = file["tokens"][()]
+    with h5py.File(path) as file:
+        sets = list(zip(file["validation/samples"][()].tolist(), file["validation/losses"][()].tolist()))
+        epsilon = file.attrs["norm_epsilon"]
+        with open(os.path.join(folder, "in.nml"), "w", encoding="ascii") as namelist:
+            namelist.write(file.attrs["input"])
+    tap.is_equal([samples for samples, _ in sets], [1, 2, 7, 31], f"{variant}: four validation sets")
+    for samples, loss in sets:
+        found = tiny.losses(tiny.tensors(path), tiny.samples_of(stream, samples), epsilon).mean()
+        tap.ok(abs(found / loss - 1) <= 1e-12, f"{variant}, {samples} samples: double precision here as PyTorch")
+        tiny.write_stream(os.path.join(folder, "validation.h5"), stream[:samples * tiny.SEQUENCE + 1 + samples % 20])
+        for p, d, t, parallel, microbatches, size in GOLDEN_GRIDS[variant]:
+            name = f"{p}x{d}x{t} {variant}, {microbatches} x {size}, {samples} samples"
+            found = evaluate(folder, name.replace(" ", ""), p * d * t, f"grid.pipeline={p}", f"grid.tensor={t}",
+                             f"grid.sequence_parallel={str(parallel).lower()}", "pipeline.global_batch=0",
+                             f"pipeline.microbatches={microbatches}", f"pipeline.microbatch_size={size}",
+                             "run.device=cpu", "checkpoint.directory=''", f"checkpoint.load_weights={path}")
+            is_right(found.metrics("validation_loss"), loss, f"{name}: as PyTorch")
 
 
 def check_batches(folder, models):
@@ -118,6 +150,8 @@ def main():
         models = {tied: tiny.train(folder, tied, 1, f"model.tied_embeddings={str(tied == 'tied').lower()}")
                   for tied in ("tied", "untied")}
         check_grids(folder, models)
+        for variant in GOLDEN_GRIDS:
+            check_golden(folder, variant)
         check_batches(folder, models)
         check_weights_alone(folder, models)
         check_training(folder, models)

@@ -51,12 +51,16 @@ class Run:
         return lines if key is None else [line[key] for line in lines if key in line]
 
 
-def write_dataset(path, tokens=5000, vocabulary=VOCABULARY, seed=1):
-    """A stream in which a token depends on the one before."""
-    stream = (np.cumsum(np.random.default_rng(seed).geometric(0.3, tokens)) % vocabulary).astype(np.uint16)
+def write_stream(path, stream, vocabulary=VOCABULARY):
     with h5py.File(path, "w") as file:
         file["tokens"] = stream
         file.attrs.update(format="ppmodel-dataset", version=1, vocabulary=vocabulary, tokenizer="none")
+
+
+def write_dataset(path, tokens=5000, vocabulary=VOCABULARY, seed=1):
+    """A stream in which a token depends on the one before."""
+    stream = (np.cumsum(np.random.default_rng(seed).geometric(0.3, tokens)) % vocabulary).astype(np.uint16)
+    write_stream(path, stream, vocabulary)
     return stream
 
 
@@ -148,9 +152,9 @@ def part(tree, *prefixes):
     return {name: value for name, value in tree.items() if name.startswith(prefixes)}
 
 
-def norm(x, weight, bias):
+def norm(x, weight, bias, epsilon):
     mean = x.mean(-1, keepdims=True)
-    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * weight + bias
+    return (x - mean) / np.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + epsilon) * weight + bias
 
 
 def attention(x, weights, layer):
@@ -172,7 +176,7 @@ def mlp(x, weights, layer):
     return up @ weights["blocks/mlp/down/weight"][layer].T + weights["blocks/mlp/down/bias"][layer]
 
 
-def losses(tree, samples):
+def losses(tree, samples, epsilon=1e-5):
     """GPT-2 in double precision: the loss of each token, [samples, sequence], with the weights /model of a checkpoint;
     samples [samples, sequence + 1] are tokens."""
     weights = {name[len("model/"):]: value.astype(np.float64) for name, value in tree.items()
@@ -180,11 +184,11 @@ def losses(tree, samples):
     x = weights["embedding/token"][samples[:, :-1]] + weights["embedding/position"]
     for layer in range(len(weights["blocks/mlp/up/bias"])):
         x = x + attention(norm(x, weights["blocks/attention_norm/weight"][layer],
-                               weights["blocks/attention_norm/bias"][layer]), weights, layer)
-        x = x + mlp(norm(x, weights["blocks/mlp_norm/weight"][layer], weights["blocks/mlp_norm/bias"][layer]),
+                               weights["blocks/attention_norm/bias"][layer], epsilon), weights, layer)
+        x = x + mlp(norm(x, weights["blocks/mlp_norm/weight"][layer], weights["blocks/mlp_norm/bias"][layer], epsilon),
                     weights, layer)
     head = weights.get("head/weight", weights["embedding/token"])
-    logits = norm(x, weights["final_norm/weight"], weights["final_norm/bias"]) @ head.T
+    logits = norm(x, weights["final_norm/weight"], weights["final_norm/bias"], epsilon) @ head.T
     logits -= logits.max(-1, keepdims=True)
     right = np.take_along_axis(logits, samples[:, 1:, None].astype(np.int64), -1)[..., 0]
     return np.log(np.exp(logits).sum(-1)) - right
