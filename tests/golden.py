@@ -18,7 +18,7 @@ RUNS = ("clipped", "unclipped")
 
 # Largest relative errors: of numbers, and of tensors |found - right| / |right|.
 LIMITS = {"loss": 3e-7, "norm": 3e-6, "rate": 1e-12,
-          "gradients": 5e-6, "weights": 5e-6, "first moment": 1e-5, "second moment": 1e-5}
+          "gradients": 5e-6, "weights": 3e-6, "first moment": 1e-5, "second moment": 1e-5}
 
 # The same batch of 12 sequences on every grid, in microbatches of 3. stage_layers: -: as the program divides. The run
 # whose weights and moments the files have is clipped where the weights are untied and not clipped where they are tied;
