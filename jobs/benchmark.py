@@ -2,13 +2,14 @@
 """How fast ppmodel is on this computer, side by side with other programs in the same minutes.
 
     jobs/benchmark.py --peers DIR [--python PYTHON]     training, against PyTorch
+    jobs/benchmark.py --bf16 [--peers DIR]              training in bf16, against float32 (and PyTorch's autocast)
     jobs/benchmark.py --checkpoint [--folder DIR]       writing and reading checkpoints, against dd
     jobs/benchmark.py --overlap                         how much of the transfers is hidden behind computation
 
 DIR holds two PyTorch programs that train the same models: torch_gpt.py in one process, torch_pipeline.py in a pipeline
-of two. Each takes --size and --steps and prints one line of JSON with tokens_per_s, the median after two steps, and
-peak_rss_mib. Ours and theirs take turns, so that a computer that slows down does so for both: compare figures of one
-run only, on a computer that does nothing else. Needs Python's h5py and numpy.
+of two. Each takes --size, --steps and --dtype and prints one line of JSON with tokens_per_s, the median after two steps,
+and peak_rss_mib. Ours and theirs take turns, so that a computer that slows down does so for both: compare figures of
+one run only, on a computer that does nothing else. Needs Python's h5py and numpy.
 """
 import argparse
 import collections
@@ -136,11 +137,11 @@ def model_flops(shape):
 Result = collections.namedtuple("Result", "tokens_per_second mib bubble")
 
 
-def train(program, shape, mode, steps):
+def train(program, shape, mode, steps, precision="fp32"):
     """One run of ours. Memory is the sum of all ranks' largest."""
     with tempfile.TemporaryDirectory(prefix="ppmodel-benchmark-") as folder:
         prepare(folder, shape, steps, mode, tied=mode.ranks == 1)
-        own = program.command(folder, mode.ranks)
+        own = program.command(folder, mode.ranks, f"run.precision={precision}")
         place = own.index(program.path)
         _, errors = run([*own[:place], sys.executable, "-c", RANK, *own[place:]])
         with open(os.path.join(folder, "metrics.jsonl"), encoding="ascii") as file:
@@ -151,10 +152,10 @@ def train(program, shape, mode, steps):
                   statistics.median(step["bubble"] for step in counted))
 
 
-def train_peer(options, size, mode):
+def train_peer(options, size, mode, precision="fp32"):
     """One run of theirs."""
     out, _ = run([options.python, os.path.join(options.peers, mode.peer), "--size", size, "--steps",
-                  str(options.steps), "--threads", str(mode.threads)])
+                  str(options.steps), "--threads", str(mode.threads), "--dtype", precision])
     report = json.loads(out.strip().splitlines()[-1])
     return Result(report["tokens_per_s"], sum(report["peak_rss_mib"]), None)
 
@@ -193,6 +194,27 @@ def show_training(size, shape, mode, ours, theirs):
           + "".join(f"{ratio:7.2f}" for ratio in ratios) + f"{statistics.median(ratios):8.2f}"
           + f"{median(ours, 'mib'):8.0f}{median(theirs, 'mib'):8.0f}"
           + "".join(f"{speed * model_flops(shape) / 1e9:8.1f}" for speed in speeds) + bubble, flush=True)
+
+
+def compare_precision(program, options):
+    """Ours in bf16, ours in float32 and, where they are, theirs in bf16, in turn."""
+    print(f"\n{'size  mode':32}{'bf16':>10}{'fp32':>10}{'ratio':>8}{'MiB bf16':>10}{'fp32':>8}"
+          f"{'theirs bf16':>13}{'ratio':>8}")
+    for size in options.sizes.split(","):
+        for mode in MODES:
+            rounds = []
+            for _ in range(options.rounds):
+                rounds.append([train(program, SIZES[size], mode, options.steps, "bf16"),
+                               train(program, SIZES[size], mode, options.steps)]
+                              + ([train_peer(options, size, mode, "bf16")] if options.peers else []))
+            bf16, float32, *theirs = ([result.tokens_per_second for result in column] for column in zip(*rounds))
+            memory = [statistics.median(result.mib for result in column) for column in list(zip(*rounds))[:2]]
+            line = (f"{size:6}{mode.name:26}{statistics.median(bf16):10.0f}{statistics.median(float32):10.0f}"
+                    f"{statistics.median(a / b for a, b in zip(bf16, float32)):8.2f}{memory[0]:10.0f}{memory[1]:8.0f}")
+            for column in theirs:
+                line += (f"{statistics.median(column):13.0f}"
+                         f"{statistics.median(a / b for a, b in zip(bf16, column)):8.2f}")
+            print(line, flush=True)
 
 
 def dd(path, size, *options):
@@ -301,12 +323,13 @@ def parse_options():
     parser.add_argument("--rounds", type=int, default=3, help="times that ours and theirs run in turn (default: 3)")
     parser.add_argument("--steps", type=int, default=6, help=f"of each run, {WARM_UP} of them to warm up (default: 6)")
     parser.add_argument("--build", default=os.path.join(TOP, "build"), help="build folder (default: build)")
+    parser.add_argument("--bf16", action="store_true", help="compare bf16 with float32")
     parser.add_argument("--checkpoint", action="store_true", help="measure checkpoints")
     parser.add_argument("--folder", default=".", help="where checkpoints are written (default: here)")
     parser.add_argument("--overlap", action="store_true", help="measure how transfers overlap with computation")
     options = parser.parse_args()
-    if not (options.peers or options.checkpoint or options.overlap):
-        parser.error("nothing to do: give --peers, --checkpoint or --overlap")
+    if not (options.peers or options.bf16 or options.checkpoint or options.overlap):
+        parser.error("nothing to do: give --peers, --bf16, --checkpoint or --overlap")
     if unknown := set(options.sizes.split(",")) - SIZES.keys():
         parser.error(f"--sizes: no size {', '.join(sorted(unknown))}, only {', '.join(SIZES)}")
     if options.steps <= WARM_UP or options.rounds < 1:
@@ -319,7 +342,9 @@ def main():
     program = Program(os.path.abspath(options.build))
     program.check_cores(PIPELINE, 1)
     print(subprocess.run([program.path, "--version"], env=environment(), capture_output=True, text=True).stdout)
-    if options.peers:
+    if options.bf16:
+        compare_precision(program, options)
+    elif options.peers:
         compare_training(program, options)
     if options.checkpoint:
         compare_checkpoint(program, options)

@@ -4,8 +4,12 @@
  * Conventions
  * - Every kernel is queued on `stream` and is finished for the host after stream_wait or an event behind it. On the CPU
  *   a kernel has finished when it returns.
- * - Matrices are row-major float32 without gaps; "rows" are tokens; every count may be 0.
+ * - Matrices are row-major without gaps; "rows" are tokens; every count may be 0.
  * - A weight is [out, in]: y = x W^T + bias.
+ * - Arrays that are `void *` have elements of the type `element`: activations, their gradients, and the matrices and
+ *   embeddings that they meet. All others are float32: biases, norms' weights, statistics, losses, gradients of
+ * weights. Arithmetic and sums are in float32 or better; a result is rounded once, when it is stored, and what the same
+ * call computes from it is computed from the rounded one, so that computing it again later gives the same bits.
  * - `accumulate`: false writes the result, true adds to what is there. Gradients of weights are written by the first
  *   microbatch of a step and accumulated by the later ones, so they need no clearing pass.
  * - Outputs do not overlap inputs unless the comment says so.
@@ -23,6 +27,16 @@
 extern "C" {
 #endif
 
+enum element {
+    ELEMENT_FLOAT32,
+    ELEMENT_BFLOAT16 /* the upper half of a float32, rounded to nearest even; infinities and NaN stay what they are */
+};
+
+static inline size_t element_bytes(enum element element)
+{
+    return element == ELEMENT_BFLOAT16 ? 2 : 4;
+}
+
 struct stream; /* a queue of work */
 struct event;  /* a point in a queue */
 
@@ -39,6 +53,8 @@ struct attention_shape {
 struct optimizer_range {
     int64_t count;
     int64_t weight, moment, gradient; /* elements from the arenas' starts; both moments lie alike */
+    int64_t computed;                 /* bytes from the start of the weights that computations read */
+    enum element element;             /* of these */
     bool decay;                       /* weight decay applies */
 };
 
@@ -79,81 +95,87 @@ struct device {
     /* Matmuls. x [rows, in], w [out, in], y and dy [rows, out]. */
 
     /* y = x w^T (+ bias[out] unless NULL); where `activated` is not NULL also activated = gelu(y), tanh form. */
-    void (*linear)(struct stream *stream, float *y, float *activated, const float *x, const float *w, const float *bias,
-                   int64_t rows, int64_t in, int64_t out);
+    void (*linear)(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
+                   const float *bias, int64_t rows, int64_t in, int64_t out);
     /* dx = dy w */
-    void (*linear_input_gradient)(struct stream *stream, float *dx, const float *dy, const float *w, int64_t rows,
-                                  int64_t in, int64_t out);
+    void (*linear_input_gradient)(struct stream *stream, enum element element, void *dx, const void *dy, const void *w,
+                                  int64_t rows, int64_t in, int64_t out);
     /* dw (+)= dy^T x, and dbias[out] (+)= column sums of dy unless NULL. With rows = 0 and no accumulation: zeros. */
-    void (*linear_weight_gradient)(struct stream *stream, float *dw, float *dbias, const float *dy, const float *x,
-                                   int64_t rows, int64_t in, int64_t out, bool accumulate);
+    void (*linear_weight_gradient)(struct stream *stream, enum element element, float *dw, float *dbias, const void *dy,
+                                   const void *x, int64_t rows, int64_t in, int64_t out, bool accumulate);
 
     /* Elementwise over `count` elements, or rows x width. */
 
-    /* a += b */
-    void (*add)(struct stream *stream, float *a, const float *b, int64_t count);
+    /* to = from in the type `element` */
+    void (*convert)(struct stream *stream, enum element element, void *to, const float *from, int64_t count);
+
     /* y = x + r (+ bias[width] unless NULL); y may be x or r */
-    void (*add_residual)(struct stream *stream, float *y, const float *x, const float *r, const float *bias,
-                         int64_t rows, int64_t width);
+    void (*add_residual)(struct stream *stream, enum element element, void *y, const void *x, const void *r,
+                         const float *bias, int64_t rows, int64_t width);
     /* y = gelu(x) = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
-    void (*gelu)(struct stream *stream, float *y, const float *x, int64_t count);
+    void (*gelu)(struct stream *stream, enum element element, void *y, const void *x, int64_t count);
     /* dx = dy gelu'(x); dx may be dy */
-    void (*gelu_gradient)(struct stream *stream, float *dx, const float *dy, const float *x, int64_t count);
+    void (*gelu_gradient)(struct stream *stream, enum element element, void *dx, const void *dy, const void *x,
+                          int64_t count);
     /* db[width] (+)= sums of the columns of dy [rows, width] */
-    void (*column_sums)(struct stream *stream, float *db, const float *dy, int64_t rows, int64_t width,
-                        bool accumulate);
+    void (*column_sums)(struct stream *stream, enum element element, float *db, const void *dy, int64_t rows,
+                        int64_t width, bool accumulate);
 
     /* LayerNorm over the last axis (Ba et al., 2016); mean and rstd (1/sqrt(variance + epsilon)) [rows] are kept for
      * the gradient. Statistics in at least float32, two-pass or better. */
-    void (*norm)(struct stream *stream, float *y, float *mean, float *rstd, const float *x, const float *weight,
-                 const float *bias, int64_t rows, int64_t width, double epsilon);
+    void (*norm)(struct stream *stream, enum element element, void *y, float *mean, float *rstd, const void *x,
+                 const float *weight, const float *bias, int64_t rows, int64_t width, double epsilon);
     /* First sum = x + r (+ residual_bias unless NULL), then y = norm(sum). sum may be x or r. */
-    void (*add_residual_norm)(struct stream *stream, float *sum, float *y, float *mean, float *rstd, const float *x,
-                              const float *r, const float *residual_bias, const float *weight, const float *bias,
-                              int64_t rows, int64_t width, double epsilon);
+    void (*add_residual_norm)(struct stream *stream, enum element element, void *sum, void *y, float *mean, float *rstd,
+                              const void *x, const void *r, const float *residual_bias, const float *weight,
+                              const float *bias, int64_t rows, int64_t width, double epsilon);
     /* dx = residual (unless NULL) + the norm's input gradient; dweight, dbias (+)= theirs. dx may be dy or residual. */
-    void (*norm_gradient)(struct stream *stream, float *dx, float *dweight, float *dbias, const float *dy,
-                          const float *residual, const float *x, const float *mean, const float *rstd,
+    void (*norm_gradient)(struct stream *stream, enum element element, void *dx, float *dweight, float *dbias,
+                          const void *dy, const void *residual, const void *x, const float *mean, const float *rstd,
                           const float *weight, int64_t rows, int64_t width, bool accumulate);
 
     /* Attention without a length x length matrix in memory: blocked with an online softmax (Dao et al., 2022; Rabe and
      * Staats, 2021). output [rows, heads*head_size]; logsumexp [sequences, heads, length] is kept for the gradient,
      * which recomputes the scores. */
-    void (*attention)(struct stream *stream, float *output, float *logsumexp, const float *qkv,
+    void (*attention)(struct stream *stream, enum element element, void *output, float *logsumexp, const void *qkv,
                       const struct attention_shape *shape, void *workspace);
-    void (*attention_gradient)(struct stream *stream, float *dqkv, const float *doutput, const float *qkv,
-                               const float *output, const float *logsumexp, const struct attention_shape *shape,
-                               void *workspace);
-    size_t (*attention_workspace)(const struct attention_shape *shape); /* bytes, for both directions */
+    void (*attention_gradient)(struct stream *stream, enum element element, void *dqkv, const void *doutput,
+                               const void *qkv, const void *output, const float *logsumexp,
+                               const struct attention_shape *shape, void *workspace);
+    /* Bytes, for both directions. */
+    size_t (*attention_workspace)(enum element element, const struct attention_shape *shape);
 
     /* y[row] = table[token - first] where first <= token < first + count, else 0; plus position[row % length] unless
      * position is NULL. tokens [rows], table [count, width], position [length, width]. */
-    void (*embedding)(struct stream *stream, float *y, const int32_t *tokens, const float *table, const float *position,
-                      int64_t rows, int64_t width, int64_t length, int64_t first, int64_t count);
+    void (*embedding)(struct stream *stream, enum element element, void *y, const int32_t *tokens, const void *table,
+                      const void *position, int64_t rows, int64_t width, int64_t length, int64_t first, int64_t count);
     /* dtable (+)= and dposition (+)=, rows added in their order; the position of a row is (row_offset + row) %
      * length. Without accumulation all of dtable or dposition is written. */
-    void (*embedding_gradient)(struct stream *stream, float *dtable, const float *dy, const int32_t *tokens,
-                               int64_t rows, int64_t width, int64_t first, int64_t count, bool accumulate);
-    void (*position_gradient)(struct stream *stream, float *dposition, const float *dy, int64_t rows, int64_t width,
-                              int64_t length, int64_t row_offset, bool accumulate);
+    void (*embedding_gradient)(struct stream *stream, enum element element, float *dtable, const void *dy,
+                               const int32_t *tokens, int64_t rows, int64_t width, int64_t first, int64_t count,
+                               bool accumulate);
+    void (*position_gradient)(struct stream *stream, enum element element, float *dposition, const void *dy,
+                              int64_t rows, int64_t width, int64_t length, int64_t row_offset, bool accumulate);
 
     /* Cross-entropy over a vocabulary that may be split over tensor ranks; this rank has tokens first ... first+count-1
      * in logits [rows, count].
      * statistics [rows][3] of this rank: largest logit (-inf where count is 0), sum of exp(logit - largest), and the
      * target's logit (0 where another rank has it). */
-    void (*cross_entropy_statistics)(struct stream *stream, float *statistics, const float *logits,
+    void (*cross_entropy_statistics)(struct stream *stream, enum element element, float *statistics, const void *logits,
                                      const int32_t *targets, int64_t rows, int64_t first, int64_t count);
     /* From the statistics [parts][rows][3] of all parts: losses[row] = -log softmax(target), and, unless gradient is
      * NULL, gradient = scale * (softmax - one_hot(target)); gradient may be logits. */
-    void (*cross_entropy)(struct stream *stream, float *losses, float *gradient, const float *logits,
-                          const int32_t *targets, const float *statistics, int64_t rows, int64_t first, int64_t count,
-                          int parts, double scale);
+    void (*cross_entropy)(struct stream *stream, enum element element, float *losses, void *gradient,
+                          const void *logits, const int32_t *targets, const float *statistics, int64_t rows,
+                          int64_t first, int64_t count, int parts, double scale);
 
     /* Sums of squares in float64 of each block of SQUARES_BLOCK elements of x: blocks [ceil(count/SQUARES_BLOCK)], in
      * host memory, ready when the call returns. */
-    void (*squares)(struct stream *stream, double *blocks, const float *x, int64_t count);
+    void (*squares)(struct stream *stream, enum element element, double *blocks, const void *x, int64_t count);
+
+    /* The step for all ranges; unless computed is NULL the new weights are also stored there, for computations. */
     void (*adamw)(struct stream *stream, float *weights, float *first_moment, float *second_moment,
-                  const float *gradients, const struct optimizer_range *ranges, int64_t range_count,
+                  const float *gradients, void *computed, const struct optimizer_range *ranges, int64_t range_count,
                   const struct adamw *step);
 };
 
@@ -162,6 +184,10 @@ const struct device *device_cpu(int threads);
 
 /* The libraries that the CPU kernels use, for --version: for example "OpenBLAS 0.3.21 with oneDNN 2.7.4". */
 const char *device_cpu_libraries(void);
+
+/* How the CPU kernels multiply bfloat16: for example "oneDNN, avx512_core_bf16" or "widened to float32: this processor
+ * has no bf16 instructions". */
+const char *device_cpu_bf16(void);
 
 #ifdef __cplusplus
 }

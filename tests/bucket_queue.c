@@ -44,7 +44,7 @@ static void begin(struct trial *trial, const struct job *job, bool sharded)
     trial->weights = allocate((size_t)trial->parameters.weight_elements, sizeof(float));
     trial->gradients = allocate((size_t)trial->parameters.gradient_elements, sizeof(float));
     trial->scratch = allocate(bucket_queue_bytes(trial->queue), 1);
-    bucket_queue_attach(trial->queue, trial->weights, trial->gradients, trial->scratch);
+    bucket_queue_attach(trial->queue, (char *)trial->weights, trial->gradients, trial->scratch);
 }
 
 static void end(struct trial *trial)

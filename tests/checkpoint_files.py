@@ -183,7 +183,7 @@ def check_others(folder):
                                  ("gzip", np.int64, {"compression": "gzip"}),
                                  ("shuffled", np.uint8, {"compression": "gzip", "shuffle": True}),
                                  ("growing", np.dtype(">i4"), {"maxshape": (None,)})):
-        bounds = "latest" if name == "gzip" else "earliest"
+        bounds = ("v110", "v110") if name == "gzip" else "earliest"  # newest that all HDF5 1.10 read
         with h5py.File(os.path.join(folder, f"{name}.h5"), "w", libver=bounds) as file:
             file.create_dataset("tokens", data=stream.astype(dtype), **options)
             file.attrs["format"] = np.bytes_("ppmodel-dataset") if name == "gzip" else "ppmodel-dataset"

@@ -92,12 +92,14 @@ static void trial_begin(struct trial *trial, struct communicator *comm)
     bool in_place = trial->in_place && trial->parts_count > 0;
     trial->result = in_place ? trial->parts[trial->parts_count - 1] : make(trial->count);
     trial->in_place = in_place;
-    trial->scratch_count = (int64_t)(comm->ops->sum_scratch(comm, trial->count, &trial->who) / sizeof(float));
+    trial->scratch_count =
+        (int64_t)(comm->ops->sum_scratch(comm, ELEMENT_FLOAT32, trial->count, &trial->who) / sizeof(float));
     trial->scratch = make(trial->scratch_count);
-    const float *parts[8]; /* gone after the call, as allowed */
+    const void *parts[8]; /* gone after the call, as allowed */
     for (int i = 0; i < trial->parts_count; i++)
         parts[i] = trial->parts[i];
-    trial->transfer = comm->ops->sum_begin(comm, trial->result, parts, trial->count, &trial->who, trial->scratch);
+    trial->transfer =
+        comm->ops->sum_begin(comm, ELEMENT_FLOAT32, trial->result, parts, trial->count, &trial->who, trial->scratch);
     memset(parts, 0, sizeof parts);
 }
 
@@ -194,15 +196,16 @@ static void check_many_sums(struct communicator *comm)
         WAVE = 250 /* all waves together: more sums than there are numbers to keep them apart */
     };
     const struct contributions *who = communicator_one_each(comm);
-    size_t room = comm->ops->sum_scratch(comm, 1, who);
+    size_t room = comm->ops->sum_scratch(comm, ELEMENT_FLOAT32, 1, who);
     float values[WAVE];
     struct transfer *transfers[WAVE];
     char *scratch = allocate(WAVE, room);
     for (int wave = 0; wave < WAVES; wave++) {
         for (int i = 0; i < WAVE; i++) {
-            const float *part = &values[i];
+            const void *part = &values[i];
             values[i] = (float)(wave + i);
-            transfers[i] = comm->ops->sum_begin(comm, &values[i], &part, 1, who, scratch + (size_t)i * room);
+            transfers[i] =
+                comm->ops->sum_begin(comm, ELEMENT_FLOAT32, &values[i], &part, 1, who, scratch + (size_t)i * room);
         }
         for (int i = 0; i < WAVE; i++) {
             comm->ops->wait(transfers[i]);
@@ -218,14 +221,59 @@ static void check_all_reduce(struct communicator *comm)
     bool holds = true;
     for (int c = 0; c < COUNTS_COUNT; c++) {
         float *vector = make_part(comm->rank, COUNTS[c], 3);
-        size_t bytes = comm->ops->sum_scratch(comm, COUNTS[c], communicator_one_each(comm));
+        size_t bytes = comm->ops->sum_scratch(comm, ELEMENT_FLOAT32, COUNTS[c], communicator_one_each(comm));
         void *scratch = allocate(1, bytes);
-        comm->ops->all_reduce(comm, vector, COUNTS[c], scratch);
+        comm->ops->all_reduce(comm, ELEMENT_FLOAT32, vector, COUNTS[c], scratch);
         holds = holds && same_bits(vector, comm->size, 0, COUNTS[c], 3) && guarded(vector, COUNTS[c]);
         free(scratch);
         free(vector);
     }
     ok(holds, "all_reduce: the bits of the plain loop");
+}
+
+/* The upper half of x, rounded to nearest even. */
+static uint16_t upper_half(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+static float from_upper_half(uint16_t half)
+{
+    uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+/* Terms of bfloat16: their sum in float32, in rank order, rounded once. */
+static void check_bfloat16(struct communicator *comm)
+{
+    enum {
+        COUNT = 1003
+    };
+    uint16_t vector[COUNT], mine[COUNT], whole[COUNT], gathered[COUNT], sum[COUNT];
+    int64_t counts[64] = {0}, begin = 0;
+    for (int64_t k = 0; k < COUNT; k++) {
+        whole[k] = vector[k] = upper_half(element(comm->rank, k, 5));
+        volatile float total = from_upper_half(upper_half(element(0, k, 5)));
+        for (int i = 1; i < comm->size; i++)
+            total = total + from_upper_half(upper_half(element(i, k, 5)));
+        sum[k] = upper_half(total);
+        counts[k * comm->size / COUNT]++;
+    }
+    for (int i = 0; i < comm->rank; i++)
+        begin += counts[i];
+    void *scratch = allocate(COUNT, sizeof(uint16_t) * (size_t)comm->size);
+    comm->ops->all_reduce(comm, ELEMENT_BFLOAT16, vector, COUNT, scratch);
+    ok(memcmp(vector, sum, sizeof sum) == 0, "all_reduce of bfloat16: added in float32, rounded once");
+    comm->ops->reduce_scatter(comm, ELEMENT_BFLOAT16, mine, whole, counts, scratch);
+    ok(memcmp(mine, sum + begin, (size_t)counts[comm->rank] * sizeof *mine) == 0,
+       "reduce_scatter of bfloat16: as well");
+    comm->ops->all_gather(comm, gathered, mine, counts, sizeof *mine);
+    ok(memcmp(gathered, sum, sizeof sum) == 0, "all_gather of bfloat16");
+    free(scratch);
 }
 
 static void check_uneven(struct communicator *comm)
@@ -241,19 +289,19 @@ static void check_uneven(struct communicator *comm)
         int64_t mine_count = counts[comm->rank];
         float *whole = make_part(comm->rank, total, 11), *mine = make(mine_count);
         float *scratch = make((comm->size - 1) * mine_count);
-        comm->ops->reduce_scatter(comm, mine, whole, counts, scratch);
+        comm->ops->reduce_scatter(comm, ELEMENT_FLOAT32, mine, whole, counts, scratch);
         bool holds = same_bits(mine, comm->size, begin, mine_count, 11) && guarded(mine, mine_count) &&
                      guarded(scratch, (comm->size - 1) * mine_count);
         for (int64_t k = 0; k < total; k++)
             holds = holds && whole[k] == element(comm->rank, k, 11);
-        comm->ops->reduce_scatter(comm, whole + begin, whole, counts, scratch);
+        comm->ops->reduce_scatter(comm, ELEMENT_FLOAT32, whole + begin, whole, counts, scratch);
         holds = holds && memcmp(whole + begin, mine, (size_t)mine_count * sizeof *mine) == 0;
         ok(holds, "reduce_scatter with uneven counts, form %d", form);
 
         float *gathered = make(total);
-        comm->ops->all_gather(comm, gathered, mine, counts);
+        comm->ops->all_gather(comm, gathered, mine, counts, sizeof *mine);
         holds = same_bits(gathered, comm->size, 0, total, 11) && guarded(gathered, total);
-        comm->ops->all_gather(comm, whole, whole + begin, counts);
+        comm->ops->all_gather(comm, whole, whole + begin, counts, sizeof *whole);
         holds = holds && memcmp(whole, gathered, (size_t)total * sizeof *whole) == 0 && guarded(whole, total);
         ok(holds, "all_gather with uneven counts, form %d", form);
         free(whole);
@@ -290,8 +338,9 @@ static void check_halves(struct communicator *comm)
             int64_t given[MOST]; /* gone after the call, as allowed */
             memcpy(given, counts[i], sizeof given);
             float *mine = whole[i] + begin[i];
-            transfers[i] = gather ? comm->ops->all_gather_begin(comm, whole[i], mine, given, sizeof *mine)
-                                  : comm->ops->reduce_scatter_begin(comm, mine, whole[i], given, scratch[i]);
+            transfers[i] =
+                gather ? comm->ops->all_gather_begin(comm, whole[i], mine, given, sizeof *mine)
+                       : comm->ops->reduce_scatter_begin(comm, ELEMENT_FLOAT32, mine, whole[i], given, scratch[i]);
             memset(given, 0, sizeof given);
             if (i == MANY / 2)
                 trial_begin(&trial, comm);
@@ -463,6 +512,7 @@ int main(int argc, char **argv)
     check_sums(comm);
     check_many_sums(comm);
     check_all_reduce(comm);
+    check_bfloat16(comm);
     check_uneven(comm);
     check_halves(comm);
     check_beside(comm);

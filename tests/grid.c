@@ -63,11 +63,11 @@ static bool groups_sum(struct grid *grid)
         expected[3] += grid_rank(grid, grid->p, grid->d, i);
     for (int g = 0; g < 4; g++) {
         const struct contributions *who = communicator_one_each(groups[g]);
-        const float *part = values[g];
+        const void *part = values[g];
         for (int k = 0; k < 33; k++)
             values[g][k] = (float)grid->rank;
-        scratch[g] = allocate(1, groups[g]->ops->sum_scratch(groups[g], 33, who));
-        transfers[g] = groups[g]->ops->sum_begin(groups[g], values[g], &part, 33, who, scratch[g]);
+        scratch[g] = allocate(1, groups[g]->ops->sum_scratch(groups[g], ELEMENT_FLOAT32, 33, who));
+        transfers[g] = groups[g]->ops->sum_begin(groups[g], ELEMENT_FLOAT32, values[g], &part, 33, who, scratch[g]);
         grid_progress(grid);
     }
     bool holds = true;

@@ -116,7 +116,6 @@ UNFINISHED = [
     ("bench", "run.mode=bench", ["mode = 'bench'"]),
     ("generate", "run.mode=generate", ["mode = 'generate'"]),
     ("CUDA", "run.device=cuda", ["device = 'cuda'"]),
-    ("bf16", "run.precision=bf16", ["precision = 'bf16'"]),
     ("tf32", "run.precision=tf32", ["precision = 'tf32'"]),
     ("samples", "run.sample_every=1", ["sample_every"]),
     ("balance by memory", "pipeline.balance=memory", ["balance = 'memory'"]),

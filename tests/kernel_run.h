@@ -1,6 +1,7 @@
 /* One run of a kernel: arrays in the device's memory, filled with numbers that depend on their place alone, between
- * guards that tell of writes outside. The same test may so be run on another device, with other numbers of threads and
- * at other addresses, and its results be compared bit by bit. */
+ * guards that tell of writes outside. The same test may so be run on another device, with other numbers of threads, at
+ * other addresses and in either type of element, and its results be compared bit by bit. On the host all numbers are
+ * float32. */
 #ifndef TESTS_KERNEL_RUN_H
 #define TESTS_KERNEL_RUN_H
 
@@ -16,19 +17,22 @@
 
 enum {
     ARRAYS = 16,
-    GUARD = 64
+    GUARD = 64,
+    GUARD_BYTE = 0x5a
 };
 
 struct array {
+    enum element element;
     int64_t count;
-    float *memory;         /* of the device: guard, offset, elements, guard */
+    char *memory;          /* of the device: guard, offset, elements, guard */
     float *before, *after; /* the elements, on the host */
 };
 
 struct run {
     const struct device *device;
     struct stream *stream;
-    int64_t offset; /* elements between the start of the memory and that of an array, beside the guard */
+    enum element element; /* that the kernel works on */
+    int64_t offset;       /* elements between the start of the memory and that of an array, beside the guard */
     int arrays;
     struct array array[ARRAYS];
     bool inside;  /* no guard was overwritten */
@@ -48,40 +52,85 @@ static inline float number_at(int array, int64_t element)
     return (float)((double)(bits >> 40) / (1 << 23) - 1.0);
 }
 
-static inline int64_t whole_count(const struct run *r, int64_t count)
+/* Half a unit in the last place of a number in bfloat16, which keeps 8 bits from the leading one on, and none below
+ * 2^-133. */
+static inline double half_unit(double x)
 {
-    return count + 2 * GUARD + r->offset;
+    int exponent;
+    frexp(x, &exponent);
+    return ldexp(0.5, (x == 0.0 || exponent < -125 ? -125 : exponent) - 8);
 }
 
-/* The next array, with the given elements; returns its address for the kernel. */
-static inline void *give(struct run *r, int64_t count, const void *elements)
+/* x rounded to an element, ties to even, by the definition. */
+static inline float rounded_to(enum element element, float x)
+{
+    if (element == ELEMENT_FLOAT32 || !isfinite(x))
+        return x;
+    const double unit = 2.0 * half_unit((double)x);
+    return (float)(rint((double)x / unit) * unit);
+}
+
+static inline size_t whole_bytes(const struct run *r, const struct array *a)
+{
+    return (size_t)(a->count + 2 * GUARD + r->offset) * element_bytes(a->element);
+}
+
+/* Where the first element lies in the whole. */
+static inline size_t first_byte(const struct run *r, const struct array *a)
+{
+    return (size_t)(GUARD + r->offset) * element_bytes(a->element);
+}
+
+/* The next array, of the given numbers in the type `element`; returns its address for the kernel. */
+static inline void *give_as(struct run *r, enum element element, int64_t count, const void *numbers)
 {
     struct array *a = &r->array[r->arrays++];
-    const int64_t whole = whole_count(r, count);
-    const size_t bytes = (size_t)count * sizeof(float);
-    float *host = allocate((size_t)whole, sizeof(float));
-    for (int64_t i = 0; i < whole; i++)
-        host[i] = 12345.0f;
-    memcpy(host + GUARD + r->offset, elements, bytes);
-    *a = (struct array){.count = count, .memory = r->device->allocate((size_t)whole * sizeof(float))};
+    *a = (struct array){.element = element, .count = count};
+    const size_t size = element_bytes(element), whole = whole_bytes(r, a), begin = first_byte(r, a);
+    a->memory = r->device->allocate(whole);
     a->before = allocate((size_t)count + 1, sizeof(float));
     a->after = allocate((size_t)count + 1, sizeof(float));
-    memcpy(a->before, elements, bytes);
-    r->device->copy(r->stream, a->memory, host, (size_t)whole * sizeof(float));
+    memcpy(a->before, numbers, (size_t)count * sizeof(float));
+    char *host = allocate(whole, 1);
+    memset(host, GUARD_BYTE, whole);
+    for (size_t i = 0; i < (size_t)count; i++) { /* the last bytes of a float32 are its upper ones */
+        if (element == ELEMENT_BFLOAT16)
+            a->before[i] = rounded_to(element, a->before[i]);
+        memcpy(host + begin + i * size, (const char *)&a->before[i] + sizeof(float) - size, size);
+    }
+    r->device->copy(r->stream, a->memory, host, whole);
     r->device->stream_wait(r->stream);
     free(host);
-    return a->memory + GUARD + r->offset;
+    return a->memory + begin;
+}
+
+/* The next array, with the given elements of 4 bytes. */
+static inline void *give(struct run *r, int64_t count, const void *elements)
+{
+    return give_as(r, ELEMENT_FLOAT32, count, elements);
 }
 
 /* The next array, of numbers between -scale and scale. */
-static inline float *give_numbers(struct run *r, int64_t count, double scale)
+static inline void *give_numbers_as(struct run *r, enum element element, int64_t count, double scale)
 {
     float *numbers = allocate((size_t)count + 1, sizeof(float));
     for (int64_t i = 0; i < count; i++)
         numbers[i] = number_at(r->arrays, i) * (float)scale;
-    float *given = give(r, count, numbers);
+    void *given = give_as(r, element, count, numbers);
     free(numbers);
     return given;
+}
+
+/* In float32. */
+static inline float *give_numbers(struct run *r, int64_t count, double scale)
+{
+    return give_numbers_as(r, ELEMENT_FLOAT32, count, scale);
+}
+
+/* In the type that the kernel works on. */
+static inline void *give_elements(struct run *r, int64_t count, double scale)
+{
+    return give_numbers_as(r, r->element, count, scale);
 }
 
 /* Fetches all arrays back when the kernel is done. */
@@ -89,14 +138,15 @@ static inline void take_back(struct run *r)
 {
     for (int i = 0; i < r->arrays; i++) {
         struct array *a = &r->array[i];
-        const int64_t whole = whole_count(r, a->count), begin = GUARD + r->offset;
-        float *host = allocate((size_t)whole, sizeof(float));
-        r->device->copy(r->stream, host, a->memory, (size_t)whole * sizeof(float));
+        const size_t whole = whole_bytes(r, a), begin = first_byte(r, a), size = element_bytes(a->element);
+        char *host = allocate(whole, 1);
+        r->device->copy(r->stream, host, a->memory, whole);
         r->device->stream_wait(r->stream);
-        for (int64_t j = 0; j < whole; j++)
-            if ((j < begin || j >= begin + a->count) && host[j] != 12345.0f)
+        for (size_t j = 0; j < whole; j++)
+            if ((j < begin || j >= begin + (size_t)a->count * size) && host[j] != GUARD_BYTE)
                 r->inside = false;
-        memcpy(a->after, host + begin, (size_t)a->count * sizeof(float));
+        for (size_t j = 0; j < (size_t)a->count; j++)
+            memcpy((char *)&a->after[j] + sizeof(float) - size, host + begin + j * size, size);
         free(host);
     }
 }
@@ -110,10 +160,9 @@ static inline double *before(const struct run *r, int array)
     return copy;
 }
 
-/* Compares an element with what it should be. */
-static inline void expect(struct run *r, int array, int64_t element, double expected, double tolerance)
+/* Keeps the largest error. */
+static inline void note_error(struct run *r, int array, int64_t element, double expected, double error)
 {
-    const double error = fabs((double)r->array[array].after[element] - expected) / tolerance;
     if (!(error <= r->worst)) {
         r->worst = isnan(error) ? INFINITY : error;
         r->worst_array = array;
@@ -121,6 +170,20 @@ static inline void expect(struct run *r, int array, int64_t element, double expe
         r->found = (double)r->array[array].after[element];
         r->expected = expected;
     }
+}
+
+/* Compares an element with what it should be; the tolerance is that of float32 arithmetic, beside a last rounding. */
+static inline void expect(struct run *r, int array, int64_t element, double expected, double tolerance)
+{
+    const struct array *a = &r->array[array];
+    const double rounding = a->element == ELEMENT_BFLOAT16 ? half_unit(fabs(expected) + tolerance) : 0.0;
+    note_error(r, array, element, expected, fabs((double)a->after[element] - expected) / (tolerance + rounding));
+}
+
+/* An element that must be this very number. */
+static inline void expect_equal(struct run *r, int array, int64_t element, float expected)
+{
+    note_error(r, array, element, (double)expected, r->array[array].after[element] == expected ? 0.0 : INFINITY);
 }
 
 /* Compares a whole array. */
@@ -134,7 +197,7 @@ static inline void release_arrays(struct run *r)
 {
     for (int i = 0; i < r->arrays; i++) {
         struct array *a = &r->array[i];
-        r->device->release(a->memory, (size_t)whole_count(r, a->count) * sizeof(float));
+        r->device->release(a->memory, whole_bytes(r, a));
         free(a->before);
         free(a->after);
     }
@@ -151,34 +214,44 @@ static inline bool same_bits(const struct run *a, const struct run *b)
     return same;
 }
 
-/* Runs the test over `count` shapes of `numbers` numbers each, at two addresses, for each number of threads. */
+/* Runs the test over `count` shapes of `numbers` numbers each, at two addresses. */
+static inline void test_shapes_with(const char *name, test_fn *test, const int64_t *shapes, int count, int numbers,
+                                    enum element element, int threads)
+{
+    const char *type = element == ELEMENT_FLOAT32 ? "float32" : "bfloat16";
+    const struct device *device = device_cpu(threads);
+    struct stream *stream = device->stream_open();
+    struct run worst = {.worst = 0.0};
+    bool same = true, inside = true;
+    for (int i = 0; i < count; i++) {
+        struct run runs[2];
+        for (int at = 0; at < 2; at++) {
+            runs[at] =
+                (struct run){.device = device, .stream = stream, .element = element, .offset = 3 * at, .inside = true};
+            test(&runs[at], shapes + i * numbers);
+            inside = inside && runs[at].inside;
+            if (runs[at].worst > worst.worst)
+                worst = runs[at];
+        }
+        same = same && same_bits(&runs[0], &runs[1]);
+        release_arrays(&runs[0]);
+        release_arrays(&runs[1]);
+    }
+    device->stream_close(stream);
+    if (!ok(worst.worst <= 1.0, "%s, %s, %d threads: agrees with the reference (to %.2g of the tolerance)", name, type,
+            threads, worst.worst))
+        tap_note("array %d [%lld] is %.9g, not %.9g", worst.worst_array, (long long)worst.worst_element, worst.found,
+                 worst.expected);
+    ok(inside, "%s, %s, %d threads: writes nothing outside its arrays", name, type, threads);
+    ok(same, "%s, %s, %d threads: the same bits again at another address", name, type, threads);
+}
+
+/* In both types of element, for each number of threads. */
 static inline void test_shapes(const char *name, test_fn *test, const int64_t *shapes, int count, int numbers)
 {
     for (int threads = 1; threads <= 3; threads++) {
-        const struct device *device = device_cpu(threads);
-        struct stream *stream = device->stream_open();
-        struct run worst = {.worst = 0.0};
-        bool same = true, inside = true;
-        for (int i = 0; i < count; i++) {
-            struct run runs[2];
-            for (int at = 0; at < 2; at++) {
-                runs[at] = (struct run){.device = device, .stream = stream, .offset = 3 * at, .inside = true};
-                test(&runs[at], shapes + i * numbers);
-                inside = inside && runs[at].inside;
-                if (runs[at].worst > worst.worst)
-                    worst = runs[at];
-            }
-            same = same && same_bits(&runs[0], &runs[1]);
-            release_arrays(&runs[0]);
-            release_arrays(&runs[1]);
-        }
-        device->stream_close(stream);
-        if (!ok(worst.worst <= 1.0, "%s, %d threads: agrees with the reference (to %.2g of the tolerance)", name,
-                threads, worst.worst))
-            tap_note("array %d [%lld] is %.9g, not %.9g", worst.worst_array, (long long)worst.worst_element,
-                     worst.found, worst.expected);
-        ok(inside, "%s, %d threads: writes nothing outside its arrays", name, threads);
-        ok(same, "%s, %d threads: the same bits again at another address", name, threads);
+        test_shapes_with(name, test, shapes, count, numbers, ELEMENT_FLOAT32, threads);
+        test_shapes_with(name, test, shapes, count, numbers, ELEMENT_BFLOAT16, threads);
     }
 }
 

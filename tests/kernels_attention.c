@@ -42,9 +42,10 @@ static void attend(const struct heads *h, double *output, double *weights, doubl
     }
 }
 
-/* Adds the gradients of one query head, from the softmax's Jacobian: ds_ij = w_ij (dw_ij - sum_k w_ik dw_ik). */
+/* Adds the gradients of one query head, from the softmax's Jacobian: ds_ij = w_ij (dw_ij - sum_k w_ik dw_ik). The sum
+ * over k is that of output * doutput, with the output that the kernel is given. */
 static void attend_gradient(const struct heads *h, double *dqkv, const double *doutput, const double *weights,
-                            const double *qkv, int64_t head)
+                            const double *qkv, const double *output, int64_t head)
 {
     const int64_t row = row_of(h), kv = head / (h->heads / h->kv_heads), out = h->heads * h->size;
     const int64_t q = head * h->size, k = (h->heads + kv) * h->size, v = k + h->kv_heads * h->size;
@@ -58,8 +59,9 @@ static void attend_gradient(const struct heads *h, double *dqkv, const double *d
                 dw[j] += d_out[d] * qkv[j * row + v + d];
                 dqkv[j * row + v + d] += w[j] * d_out[d];
             }
-            mean += w[j] * dw[j];
         }
+        for (int64_t d = 0; d < h->size; d++)
+            mean += output[i * out + head * h->size + d] * d_out[d];
         for (int64_t j = 0; j <= i; j++) {
             const double ds = w[j] * (dw[j] - mean) / sqrt((double)h->size);
             for (int64_t d = 0; d < h->size; d++) {
@@ -80,17 +82,18 @@ static void attention(struct run *r, const int64_t *numbers)
                                           .head_size = (int)numbers[4]};
     const struct heads h = {numbers[1], numbers[2], numbers[3], numbers[4]};
     const int64_t rows = shape.sequences * h.length, out = h.heads * h.size;
-    float *output = give_numbers(r, rows * out, NAN), *logsumexp = give_numbers(r, rows * h.heads, NAN);
-    float *dqkv = give_numbers(r, rows * row_of(&h), NAN);
-    const float *qkv = give_numbers(r, rows * row_of(&h), 2.0), *doutput = give_numbers(r, rows * out, 1.0);
-    const int64_t floats = (int64_t)(r->device->attention_workspace(&shape) / sizeof(float));
+    void *output = give_elements(r, rows * out, NAN);
+    float *logsumexp = give_numbers(r, rows * h.heads, NAN);
+    void *dqkv = give_elements(r, rows * row_of(&h), NAN);
+    const void *qkv = give_elements(r, rows * row_of(&h), 2.0), *doutput = give_elements(r, rows * out, 1.0);
+    const int64_t floats = (int64_t)(r->device->attention_workspace(r->element, &shape) / sizeof(float));
     float *none = allocate((size_t)floats + 1, sizeof *none);
     for (int64_t i = 0; i < floats; i++)
         none[i] = NAN;
     float *workspace = give(r, floats, none);
-    r->device->attention(r->stream, output, logsumexp, qkv, &shape, workspace);
+    r->device->attention(r->stream, r->element, output, logsumexp, qkv, &shape, workspace);
     r->device->copy(r->stream, workspace, none, (size_t)floats * sizeof *none);
-    r->device->attention_gradient(r->stream, dqkv, doutput, qkv, output, logsumexp, &shape, workspace);
+    r->device->attention_gradient(r->stream, r->element, dqkv, doutput, qkv, output, logsumexp, &shape, workspace);
     take_back(r);
     r->array[5].count = 0; /* what is left in the workspace does not matter */
     free(none);
@@ -98,18 +101,22 @@ static void attention(struct run *r, const int64_t *numbers)
     double *hqkv = before(r, 3), *hd = before(r, 4), *ho = allocate((size_t)(rows * out) + 1, sizeof *ho);
     double *hdqkv = allocate((size_t)(rows * row_of(&h)) + 1, sizeof *hdqkv);
     double *weights = allocate((size_t)(h.length * h.length), sizeof *weights);
+    double *stored = allocate((size_t)(rows * out) + 1, sizeof *stored);
+    for (int64_t i = 0; i < rows * out; i++)
+        stored[i] = (double)r->array[0].after[i];
     double *lse = allocate((size_t)h.length, sizeof *lse);
     for (int64_t sequence = 0; sequence < shape.sequences; sequence++)
         for (int64_t head = 0; head < h.heads; head++) {
             const int64_t row = sequence * h.length;
             attend(&h, ho + row * out, weights, lse, hqkv + row * row_of(&h), head);
-            attend_gradient(&h, hdqkv + row * row_of(&h), hd + row * out, weights, hqkv + row * row_of(&h), head);
+            attend_gradient(&h, hdqkv + row * row_of(&h), hd + row * out, weights, hqkv + row * row_of(&h),
+                            stored + row * out, head);
             for (int64_t i = 0; i < h.length; i++)
                 expect(r, 1, (sequence * h.heads + head) * h.length + i, lse[i], 4e-6);
         }
     expect_all(r, 0, ho, 4e-6);
     expect_all(r, 2, hdqkv, 2e-5);
-    free(hqkv), free(hd), free(ho), free(hdqkv), free(weights), free(lse);
+    free(hqkv), free(hd), free(ho), free(hdqkv), free(weights), free(stored), free(lse);
 }
 
 /* The reference's gradient against differences of the reference, with two query heads to a key/value head. */
@@ -131,7 +138,7 @@ static void test_reference(void)
         d_out[i] = (double)number_at(1, i);
     for (int head = 0; head < HEADS; head++) {
         attend(&h, out, weights, lse, qkv, head);
-        attend_gradient(&h, dqkv, d_out, weights, qkv, head);
+        attend_gradient(&h, dqkv, d_out, weights, qkv, out, head);
     }
     for (int i = 0; i < LENGTH * ROW; i++) {
         double change = 0.0;
@@ -162,17 +169,18 @@ static void test_large_scores(void)
     for (int i = 0; i < LENGTH; i++)
         for (int j = 0; j < 3 * SIZE; j++)
             host[i * 3 * SIZE + j] = j < SIZE ? 20.0f : j < 2 * SIZE ? (float)i : (float)(i * SIZE + j - 2 * SIZE);
-    void *workspace = d->allocate(d->attention_workspace(&shape));
+    const size_t bytes = d->attention_workspace(ELEMENT_FLOAT32, &shape);
+    void *workspace = d->allocate(bytes);
     float *qkv = d->allocate(sizeof host), *output = d->allocate(sizeof out), *logsumexp = d->allocate(4 * LENGTH);
     d->copy(stream, qkv, host, sizeof host);
-    d->attention(stream, output, logsumexp, qkv, &shape, workspace);
+    d->attention(stream, ELEMENT_FLOAT32, output, logsumexp, qkv, &shape, workspace);
     d->copy(stream, out, output, sizeof out);
     d->stream_wait(stream);
     double worst = 0.0;
     for (int i = 0; i < LENGTH * SIZE; i++) /* the last key has the largest score, by 40 */
         worst = fmax(worst, fabs((double)(out[i] - (float)i)));
     ok(worst < 1e-4, "scores of %d neither overflow nor lose their way (%g)", 40 * (LENGTH - 1), worst);
-    d->release(workspace, d->attention_workspace(&shape));
+    d->release(workspace, bytes);
     d->release(qkv, sizeof host);
     d->release(output, sizeof out);
     d->release(logsumexp, 4 * LENGTH);

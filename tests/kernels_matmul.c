@@ -1,17 +1,20 @@
 /* The device table's memory, events and matmuls. */
+#include <stdio.h>
+
+#include "kernels/cpu/cpu.h"
 #include "tests/kernel_run.h"
 
-/* rows, in, out */
-static const int64_t shapes[][3] = {{0, 5, 7},      {1, 1, 1},        {5, 3, 48},   {23, 101, 3},
-                                    {100, 48, 257}, {5, 257, 101},    {1, 257, 48}, {100, 1, 101},
-                                    {23, 48, 1},    {300, 129, 1100}, {7, 0, 5}};
+/* rows, in, out; the last three are more than one block of what is widened, in each of its directions */
+static const int64_t shapes[][3] = {{0, 5, 7},     {1, 1, 1},    {5, 3, 48},    {23, 101, 3},   {100, 48, 257},
+                                    {5, 257, 101}, {1, 257, 48}, {100, 1, 101}, {23, 48, 1},    {300, 129, 1100},
+                                    {7, 0, 5},     {7, 5, 0},    {520, 9, 390}, {11, 530, 390}, {3, 390, 520}};
 
 static double gelu(double x)
 {
     return 0.5 * x * (1.0 + tanh(sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x)));
 }
 
-/* The sum of products of float32 numbers between -1 and 1. */
+/* The sum in float32 of products of numbers between -1 and 1. */
 static double tolerance(int64_t terms)
 {
     return 1e-6 + 2e-6 * sqrt((double)terms);
@@ -20,13 +23,13 @@ static double tolerance(int64_t terms)
 static void linear(struct run *r, const int64_t *shape, bool bias, bool activate)
 {
     const int64_t rows = shape[0], in = shape[1], out = shape[2];
-    float *y = give_numbers(r, rows * out, NAN), *activated = give_numbers(r, rows * out, NAN);
-    const float *x = give_numbers(r, rows * in, 1.0), *w = give_numbers(r, out * in, 1.0);
+    void *y = give_elements(r, rows * out, NAN), *activated = give_elements(r, rows * out, NAN);
+    const void *x = give_elements(r, rows * in, 1.0), *w = give_elements(r, out * in, 1.0);
     const float *b = give_numbers(r, out, 1.0);
-    r->device->linear(r->stream, y, activate ? activated : NULL, x, w, bias ? b : NULL, rows, in, out);
+    r->device->linear(r->stream, r->element, y, activate ? activated : NULL, x, w, bias ? b : NULL, rows, in, out);
     if (activate) { /* what the separate kernel gives has the same bits */
-        float *again = give_numbers(r, rows * out, NAN);
-        r->device->gelu(r->stream, again, y, rows * out);
+        void *again = give_elements(r, rows * out, NAN);
+        r->device->gelu(r->stream, r->element, again, y, rows * out);
     }
     take_back(r);
     double *hx = before(r, 2), *hw = before(r, 3), *hb = before(r, 4);
@@ -36,9 +39,9 @@ static void linear(struct run *r, const int64_t *shape, bool bias, bool activate
             for (int64_t k = 0; k < in; k++)
                 sum += hx[i * in + k] * hw[o * in + k];
             expect(r, 0, i * out + o, sum, tolerance(in));
-            if (activate) {
-                expect(r, 1, i * out + o, gelu(sum), 2.0 * tolerance(in));
-                expect(r, 5, i * out + o, (double)r->array[1].after[i * out + o], 1e-30);
+            if (activate) { /* of y as it was stored */
+                expect(r, 1, i * out + o, gelu((double)r->array[0].after[i * out + o]), tolerance(in));
+                expect_equal(r, 5, i * out + o, r->array[1].after[i * out + o]);
             }
         }
     free(hx), free(hw), free(hb);
@@ -62,9 +65,9 @@ static void linear_gelu(struct run *r, const int64_t *shape)
 static void input_gradient(struct run *r, const int64_t *shape)
 {
     const int64_t rows = shape[0], in = shape[1], out = shape[2];
-    float *dx = give_numbers(r, rows * in, NAN);
-    const float *dy = give_numbers(r, rows * out, 1.0), *w = give_numbers(r, out * in, 1.0);
-    r->device->linear_input_gradient(r->stream, dx, dy, w, rows, in, out);
+    void *dx = give_elements(r, rows * in, NAN);
+    const void *dy = give_elements(r, rows * out, 1.0), *w = give_elements(r, out * in, 1.0);
+    r->device->linear_input_gradient(r->stream, r->element, dx, dy, w, rows, in, out);
     take_back(r);
     double *hdy = before(r, 1), *hw = before(r, 2);
     for (int64_t i = 0; i < rows; i++)
@@ -81,8 +84,8 @@ static void weight_gradient(struct run *r, const int64_t *shape, bool bias, bool
 {
     const int64_t rows = shape[0], in = shape[1], out = shape[2];
     float *dw = give_numbers(r, out * in, accumulate ? 1.0 : NAN), *db = give_numbers(r, out, accumulate ? 1.0 : NAN);
-    const float *dy = give_numbers(r, rows * out, 1.0), *x = give_numbers(r, rows * in, 1.0);
-    r->device->linear_weight_gradient(r->stream, dw, bias ? db : NULL, dy, x, rows, in, out, accumulate);
+    const void *dy = give_elements(r, rows * out, 1.0), *x = give_elements(r, rows * in, 1.0);
+    r->device->linear_weight_gradient(r->stream, r->element, dw, bias ? db : NULL, dy, x, rows, in, out, accumulate);
     take_back(r);
     double *hdw = before(r, 0), *hdb = before(r, 1), *hdy = before(r, 2), *hx = before(r, 3);
     for (int64_t o = 0; o < out; o++) {
@@ -176,17 +179,60 @@ static void test_events(void)
     device->stream_close(other);
 }
 
+static const struct {
+    const char *name;
+    test_fn *test;
+} products[] = {{"linear", linear_alone},
+                {"linear with bias", linear_bias},
+                {"linear with bias and GELU", linear_gelu},
+                {"linear's input gradient", input_gradient},
+                {"linear's weight gradient", weight_gradient_first},
+                {"linear's weight gradient, accumulated", weight_gradient_later},
+                {"linear's weight gradient without bias", weight_gradient_alone}};
+
+enum {
+    PRODUCTS = sizeof products / sizeof products[0],
+    SHAPES = sizeof shapes / sizeof shapes[0]
+};
+
+static void test_products(enum element element, const char *how)
+{
+    for (int i = 0; i < PRODUCTS; i++)
+        for (int threads = 1; threads <= 3; threads++) {
+            char name[128];
+            snprintf(name, sizeof name, "%s%s", products[i].name, how);
+            test_shapes_with(name, products[i].test, shapes[0], SHAPES, 3, element, threads);
+        }
+}
+
+/* More shapes than one thread keeps primitives for, in both directions. */
+static void test_many_shapes(void)
+{
+    enum {
+        MANY = 150
+    };
+    static int64_t many[2 * MANY][3];
+    for (int64_t i = 0; i < 2 * MANY; i++) {
+        many[i][0] = i < MANY ? i + 1 : 2 * MANY - i;
+        many[i][1] = 3;
+        many[i][2] = 5;
+    }
+    test_shapes_with("many shapes", linear_bias, many[0], 2 * MANY, 3, ELEMENT_BFLOAT16, 2);
+}
+
 int main(void)
 {
     test_memory();
     test_events();
-    TEST_SHAPES("linear", linear_alone, shapes);
-    TEST_SHAPES("linear with bias", linear_bias, shapes);
-    TEST_SHAPES("linear with bias and GELU", linear_gelu, shapes);
-    TEST_SHAPES("linear's input gradient", input_gradient, shapes);
-    TEST_SHAPES("linear's weight gradient", weight_gradient_first, shapes);
-    TEST_SHAPES("linear's weight gradient, accumulated", weight_gradient_later, shapes);
-    TEST_SHAPES("linear's weight gradient without bias", weight_gradient_alone, shapes);
+    test_products(ELEMENT_FLOAT32, "");
+    ok(device_cpu_bf16()[0] != '\0', "it says how it multiplies bfloat16: %s", device_cpu_bf16());
+    ok(cpu_matmul_choose(false), "bfloat16 can be widened on any processor");
+    test_products(ELEMENT_BFLOAT16, ", widened");
+    if (cpu_matmul_choose(true)) {
+        test_products(ELEMENT_BFLOAT16, ", by oneDNN");
+        test_many_shapes();
+    } else
+        tap_note("built without oneDNN: its kernels for bfloat16 are not tested");
     ok(strstr(device_cpu_libraries(), "oneDNN") != NULL, "the libraries are named: %s", device_cpu_libraries());
     return tap_done();
 }

@@ -16,26 +16,26 @@ static double gelu_slope(double x)
     return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * root * (1.0 + 3.0 * 0.044715 * x * x);
 }
 
-static void add(struct run *r, const int64_t *shape)
+static void convert(struct run *r, const int64_t *shape)
 {
     const int64_t count = shape[0] * shape[1];
-    float *a = give_numbers(r, count, 1.0);
-    const float *b = give_numbers(r, count, 1.0);
-    r->device->add(r->stream, a, b, count);
+    void *to = give_elements(r, count, NAN);
+    const float *from = give_numbers(r, count, 3.0);
+    r->device->convert(r->stream, r->element, to, from, count);
     take_back(r);
     for (int64_t i = 0; i < count; i++)
-        expect(r, 0, i, (double)r->array[0].before[i] + (double)r->array[1].before[i], 2e-7);
+        expect_equal(r, 0, i, rounded_to(r->element, r->array[1].before[i]));
 }
 
 /* With a bias and in place, or neither. */
 static void add_residual(struct run *r, const int64_t *shape, bool whole)
 {
     const int64_t rows = shape[0], width = shape[1];
-    float *y = give_numbers(r, rows * width, NAN), *x = give_numbers(r, rows * width, 1.0);
-    float *residual = give_numbers(r, rows * width, 1.0);
+    void *y = give_elements(r, rows * width, NAN), *x = give_elements(r, rows * width, 1.0);
+    void *residual = give_elements(r, rows * width, 1.0);
     const float *bias = give_numbers(r, width, 1.0);
-    r->device->add_residual(r->stream, y, x, residual, whole ? bias : NULL, rows, width);
-    r->device->add_residual(r->stream, whole ? x : residual, x, residual, whole ? bias : NULL, rows, width);
+    r->device->add_residual(r->stream, r->element, y, x, residual, whole ? bias : NULL, rows, width);
+    r->device->add_residual(r->stream, r->element, whole ? x : residual, x, residual, whole ? bias : NULL, rows, width);
     take_back(r);
     for (int64_t i = 0; i < rows * width; i++) {
         const double sum = (double)r->array[1].before[i] + (double)r->array[2].before[i] +
@@ -59,18 +59,18 @@ static void add_residual_alone(struct run *r, const int64_t *shape)
 static void test_gelu(struct run *r, const int64_t *shape)
 {
     const int64_t count = shape[0] * shape[1];
-    float *y = give_numbers(r, count, NAN), *dx = give_numbers(r, count, NAN);
-    const float *x = give_numbers(r, count, 12.0);
-    float *dy = give_numbers(r, count, 1.0);
-    r->device->gelu(r->stream, y, x, count);
-    r->device->gelu_gradient(r->stream, dx, dy, x, count);
-    r->device->gelu_gradient(r->stream, dy, dy, x, count); /* in place */
+    void *y = give_elements(r, count, NAN), *dx = give_elements(r, count, NAN);
+    const void *x = give_elements(r, count, 12.0);
+    void *dy = give_elements(r, count, 1.0);
+    r->device->gelu(r->stream, r->element, y, x, count);
+    r->device->gelu_gradient(r->stream, r->element, dx, dy, x, count);
+    r->device->gelu_gradient(r->stream, r->element, dy, dy, x, count); /* in place */
     take_back(r);
     for (int64_t i = 0; i < count; i++) {
         const double at = (double)r->array[2].before[i], slope = gelu_slope(at);
         expect(r, 0, i, gelu(at), 1.5e-7 * fmax(1.0, fabs(at)));
         expect(r, 1, i, slope * (double)r->array[3].before[i], 2.5e-7);
-        expect(r, 3, i, (double)r->array[1].after[i], 1e-30);
+        expect_equal(r, 3, i, r->array[1].after[i]);
     }
 }
 
@@ -78,9 +78,9 @@ static void column_sums(struct run *r, const int64_t *shape)
 {
     const int64_t rows = shape[0], width = shape[1];
     float *first = give_numbers(r, width, NAN), *later = give_numbers(r, width, 1.0);
-    const float *dy = give_numbers(r, rows * width, 1.0);
-    r->device->column_sums(r->stream, first, dy, rows, width, false);
-    r->device->column_sums(r->stream, later, dy, rows, width, true);
+    const void *dy = give_elements(r, rows * width, 1.0);
+    r->device->column_sums(r->stream, r->element, first, dy, rows, width, false);
+    r->device->column_sums(r->stream, r->element, later, dy, rows, width, true);
     take_back(r);
     for (int64_t i = 0; i < width; i++) {
         double sum = 0.0;
@@ -127,11 +127,11 @@ static void norm_row_gradient(double *dx, double *dweight, double *dbias, const 
 static void norm(struct run *r, const int64_t *shape)
 {
     const int64_t rows = shape[0], width = shape[1];
-    float *y = give_numbers(r, rows * width, NAN), *mean = give_numbers(r, rows, NAN);
-    float *rstd = give_numbers(r, rows, NAN);
-    const float *x = give_numbers(r, rows * width, 3.0), *weight = give_numbers(r, width, 1.0);
-    const float *bias = give_numbers(r, width, 1.0);
-    r->device->norm(r->stream, y, mean, rstd, x, weight, bias, rows, width, epsilon);
+    void *y = give_elements(r, rows * width, NAN);
+    float *mean = give_numbers(r, rows, NAN), *rstd = give_numbers(r, rows, NAN);
+    const void *x = give_elements(r, rows * width, 3.0);
+    const float *weight = give_numbers(r, width, 1.0), *bias = give_numbers(r, width, 1.0);
+    r->device->norm(r->stream, r->element, y, mean, rstd, x, weight, bias, rows, width, epsilon);
     take_back(r);
     double *hx = before(r, 3), *hw = before(r, 4), *hb = before(r, 5), *hy = allocate((size_t)width, sizeof *hy);
     for (int64_t row = 0; row < rows; row++) {
@@ -149,26 +149,31 @@ static void norm(struct run *r, const int64_t *shape)
 static void add_residual_norm(struct run *r, const int64_t *shape)
 {
     const int64_t rows = shape[0], width = shape[1];
-    float *sum = give_numbers(r, rows * width, NAN), *y = give_numbers(r, rows * width, NAN);
+    void *sum = give_elements(r, rows * width, NAN), *y = give_elements(r, rows * width, NAN);
     float *mean = give_numbers(r, rows, NAN), *rstd = give_numbers(r, rows, NAN);
-    float *x = give_numbers(r, rows * width, 2.0), *residual = give_numbers(r, rows * width, 2.0);
+    void *x = give_elements(r, rows * width, 2.0), *residual = give_elements(r, rows * width, 2.0);
     const float *weight = give_numbers(r, width, 1.0), *bias = give_numbers(r, width, 1.0);
     const float *residual_bias = give_numbers(r, width, 1.0);
-    float *sum2 = give_numbers(r, rows * width, NAN), *y2 = give_numbers(r, rows * width, NAN);
+    void *sum2 = give_elements(r, rows * width, NAN), *y2 = give_elements(r, rows * width, NAN);
+    void *y3 = give_elements(r, rows * width, NAN), *y4 = give_elements(r, rows * width, NAN);
     const struct device *d = r->device;
-    d->add_residual_norm(r->stream, sum, y, mean, rstd, x, residual, residual_bias, weight, bias, rows, width, epsilon);
-    d->add_residual(r->stream, sum2, x, residual, residual_bias, rows, width);
-    d->norm(r->stream, y2, mean, rstd, sum2, weight, bias, rows, width, epsilon);
-    d->add_residual_norm(r->stream, residual, y2, mean, rstd, x, residual, NULL, weight, bias, rows, width, epsilon);
-    d->add_residual_norm(r->stream, x, y, mean, rstd, x, residual, residual_bias, weight, bias, rows, width, epsilon);
+    const enum element e = r->element;
+    d->add_residual_norm(r->stream, e, sum, y, mean, rstd, x, residual, residual_bias, weight, bias, rows, width,
+                         epsilon);
+    d->add_residual(r->stream, e, sum2, x, residual, residual_bias, rows, width);
+    d->norm(r->stream, e, y2, mean, rstd, sum2, weight, bias, rows, width, epsilon);
+    d->add_residual_norm(r->stream, e, residual, y3, mean, rstd, x, residual, NULL, weight, bias, rows, width, epsilon);
+    d->add_residual_norm(r->stream, e, x, y4, mean, rstd, x, residual, residual_bias, weight, bias, rows, width,
+                         epsilon);
     take_back(r);
     for (int64_t i = 0; i < rows * width; i++) {
         const double hx = (double)r->array[4].before[i], hr = (double)r->array[5].before[i];
         const double hb = (double)r->array[8].before[i % width];
         expect(r, 0, i, hx + hr + hb, 1e-6);
-        expect(r, 9, i, (double)r->array[0].after[i], 1e-30);
+        expect_equal(r, 9, i, r->array[0].after[i]);
+        expect_equal(r, 10, i, r->array[1].after[i]);
         expect(r, 5, i, hx + hr, 1e-6);
-        expect(r, 4, i, 2.0 * hx + hr + hb, 2e-6);
+        expect(r, 4, i, hx + (double)r->array[5].after[i] + hb, 1e-6);
     }
     double *hw = before(r, 6), *hb = before(r, 7), *hy = allocate((size_t)width, sizeof *hy);
     double *total = allocate((size_t)width, sizeof *total);
@@ -178,12 +183,12 @@ static void add_residual_norm(struct run *r, const int64_t *shape)
             total[i] = (double)r->array[4].after[row * width + i];
         norm_row(hy, &m, &s, total, hw, hb, width);
         for (int64_t i = 0; i < width; i++)
-            expect(r, 1, row * width + i, hy[i], 3e-6);
+            expect(r, 12, row * width + i, hy[i], 3e-6);
         for (int64_t i = 0; i < width; i++)
             total[i] = (double)r->array[5].after[row * width + i];
         norm_row(hy, &m, &s, total, hw, hb, width);
         for (int64_t i = 0; i < width; i++)
-            expect(r, 10, row * width + i, hy[i], 3e-6);
+            expect(r, 11, row * width + i, hy[i], 3e-6);
     }
     free(hw), free(hb), free(hy), free(total);
 }
@@ -192,16 +197,17 @@ static void add_residual_norm(struct run *r, const int64_t *shape)
 static void norm_gradient(struct run *r, const int64_t *shape)
 {
     const int64_t rows = shape[0], width = shape[1];
-    float *y = give_numbers(r, rows * width, NAN), *mean = give_numbers(r, rows, NAN);
-    float *rstd = give_numbers(r, rows, NAN);
-    const float *x = give_numbers(r, rows * width, 3.0), *weight = give_numbers(r, width, 1.0);
-    float *dy = give_numbers(r, rows * width, 1.0), *residual = give_numbers(r, rows * width, 1.0);
+    void *y = give_elements(r, rows * width, NAN);
+    float *mean = give_numbers(r, rows, NAN), *rstd = give_numbers(r, rows, NAN);
+    const void *x = give_elements(r, rows * width, 3.0);
+    const float *weight = give_numbers(r, width, 1.0);
+    void *dy = give_elements(r, rows * width, 1.0), *residual = give_elements(r, rows * width, 1.0);
     float *dw = give_numbers(r, width, NAN), *db = give_numbers(r, width, NAN);
     float *dw2 = give_numbers(r, width, 1.0), *db2 = give_numbers(r, width, 1.0);
     const struct device *d = r->device;
-    d->norm(r->stream, y, mean, rstd, x, weight, weight, rows, width, epsilon);
-    d->norm_gradient(r->stream, residual, dw, db, dy, residual, x, mean, rstd, weight, rows, width, false);
-    d->norm_gradient(r->stream, dy, dw2, db2, dy, NULL, x, mean, rstd, weight, rows, width, true);
+    d->norm(r->stream, r->element, y, mean, rstd, x, weight, weight, rows, width, epsilon);
+    d->norm_gradient(r->stream, r->element, residual, dw, db, dy, residual, x, mean, rstd, weight, rows, width, false);
+    d->norm_gradient(r->stream, r->element, dy, dw2, db2, dy, NULL, x, mean, rstd, weight, rows, width, true);
     take_back(r);
     double *hx = before(r, 3), *hw = before(r, 4), *hdy = before(r, 5), *hy = allocate((size_t)width, sizeof *hy);
     double *hdx = allocate((size_t)width, sizeof *hdx), *hdw = allocate((size_t)width, sizeof *hdw);
@@ -278,14 +284,14 @@ static void test_nonfinite(void)
     in[3] = NAN;
     in[18] = NAN;
     d->copy(stream, x, in, sizeof in);
-    d->gelu(stream, y, x, 20);
+    d->gelu(stream, ELEMENT_FLOAT32, y, x, 20);
     d->copy(stream, out, y, sizeof out);
     d->stream_wait(stream);
     ok(isnan(out[3]) && isnan(out[18]) && !isnan(out[4]), "GELU of NaN is NaN");
     in[3] = 1e4f;
     in[18] = -1e4f;
     d->copy(stream, x, in, sizeof in);
-    d->gelu(stream, y, x, 20);
+    d->gelu(stream, ELEMENT_FLOAT32, y, x, 20);
     d->copy(stream, out, y, sizeof out);
     d->stream_wait(stream);
     ok(out[3] == 1e4f && fabsf(out[18]) < 1e-30f, "GELU of large numbers is the number or nothing");
@@ -294,11 +300,97 @@ static void test_nonfinite(void)
     d->stream_close(stream);
 }
 
+/* Bits of float32 numbers, and of what they become in bfloat16. */
+static const struct {
+    uint32_t from;
+    uint16_t to;
+} conversions[] = {
+    {0x3f800000, 0x3f80}, {0x3f807fff, 0x3f80}, {0x3f808000, 0x3f80}, /* 1, under the half, the half: to even */
+    {0x3f808001, 0x3f81}, {0x3f818000, 0x3f82}, {0xbf818000, 0xbf82}, /* over it, the half: to even upwards */
+    {0x3fffffff, 0x4000}, {0x7f7f7fff, 0x7f7f}, {0x7f7f8000, 0x7f80}, /* to the next power, to the largest, beyond */
+    {0x7f7fffff, 0x7f80}, {0xff7fffff, 0xff80}, {0x7f800000, 0x7f80}, /* the largest float32, infinities */
+    {0xff800000, 0xff80}, {0x00000000, 0x0000}, {0x80000000, 0x8000}, /* zeros */
+    {0x00000001, 0x0000}, {0x80008000, 0x8000}, {0x00008001, 0x0001}, /* subnormal numbers */
+    {0x00018000, 0x0002}, {0x007f7fff, 0x007f}, {0x007fffff, 0x0080}, /* the last to the smallest normal number */
+    {0x7fc00000, 0x7fc0}, {0x7f800001, 0x7fc0}, {0xff80ffff, 0xffc0}, /* NaN, also with the lower half alone */
+    {0xffffffff, 0xffff}, {0x7fabcdef, 0x7feb},
+};
+
+/* The table at every place of arrays of any length up to some vectors. */
+static void test_conversions(void)
+{
+    enum {
+        COUNT = 70,
+        TABLE = sizeof conversions / sizeof conversions[0]
+    };
+    const struct device *d = device_cpu(1);
+    struct stream *stream = d->stream_open();
+    float *from = d->allocate(COUNT * sizeof(float));
+    uint16_t *to = d->allocate(COUNT * sizeof *to), out[COUNT];
+    bool same = true, inside = true;
+    for (int count = 0; count <= COUNT; count++)
+        for (int turn = 0; turn < TABLE; turn++) {
+            uint32_t in[COUNT];
+            for (int i = 0; i < COUNT; i++)
+                in[i] = conversions[(i + turn) % TABLE].from;
+            memset(out, GUARD_BYTE, sizeof out);
+            d->copy(stream, from, in, sizeof in);
+            d->copy(stream, to, out, sizeof out);
+            d->convert(stream, ELEMENT_BFLOAT16, to, from, count);
+            d->copy(stream, out, to, sizeof out);
+            d->stream_wait(stream);
+            for (int i = 0; i < COUNT; i++)
+                if (i < count)
+                    same = same && out[i] == conversions[(i + turn) % TABLE].to;
+                else
+                    inside = inside && out[i] == GUARD_BYTE * 0x101;
+        }
+    ok(same, "numbers at the edges of bfloat16 become what they should");
+    ok(inside, "and nothing is written behind them");
+    d->release(from, COUNT * sizeof(float));
+    d->release(to, COUNT * sizeof *to);
+    d->stream_close(stream);
+}
+
+/* Every upper half with lower halves around the middle and at the ends. */
+static void test_all_conversions(void)
+{
+    static const uint32_t lower[] = {0, 1, 0x7fff, 0x8000, 0x8001, 0xffff};
+    enum {
+        LOWER = sizeof lower / sizeof lower[0],
+        COUNT = LOWER << 16
+    };
+    const struct device *d = device_cpu(3);
+    struct stream *stream = d->stream_open();
+    float *in = allocate(COUNT, sizeof *in), *from = d->allocate(COUNT * sizeof *from);
+    uint16_t *out = allocate(COUNT, sizeof *out), *to = d->allocate(COUNT * sizeof *to);
+    for (uint32_t i = 0; i < COUNT; i++)
+        memcpy(&in[i], &(uint32_t){(i / LOWER << 16) + lower[i % LOWER]}, sizeof *in);
+    d->copy(stream, from, in, COUNT * sizeof *from);
+    d->convert(stream, ELEMENT_BFLOAT16, to, from, COUNT);
+    d->copy(stream, out, to, COUNT * sizeof *to);
+    d->stream_wait(stream);
+    int wrong = 0;
+    for (int i = 0; i < COUNT; i++) {
+        const float should_be = rounded_to(ELEMENT_BFLOAT16, in[i]);
+        float found;
+        memcpy(&found, &(uint32_t){(uint32_t)out[i] << 16}, sizeof found);
+        wrong += isnan(should_be) ? !isnan(found) : memcmp(&found, &should_be, sizeof found) != 0;
+    }
+    ok(wrong == 0, "numbers of all sizes are rounded to the nearest, ties to even (%d are not)", wrong);
+    d->release(from, COUNT * sizeof *from);
+    d->release(to, COUNT * sizeof *to);
+    d->stream_close(stream);
+    free(in), free(out);
+}
+
 int main(void)
 {
     test_references();
     test_nonfinite();
-    TEST_SHAPES("add", add, shapes);
+    test_conversions();
+    test_all_conversions();
+    TEST_SHAPES("convert", convert, shapes);
     TEST_SHAPES("add residual and bias", add_residual_bias, shapes);
     TEST_SHAPES("add residual", add_residual_alone, shapes);
     TEST_SHAPES("GELU and its gradient", test_gelu, shapes);

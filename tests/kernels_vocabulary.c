@@ -33,18 +33,19 @@ static void embedding(struct run *r, const int64_t *shape)
     const int64_t rows = shape[0], width = shape[1], vocabulary = shape[2], length = shape[3];
     int64_t first, count;
     share_of(vocabulary, &first, &count);
-    float *whole = give_numbers(r, rows * width, NAN), *part = give_numbers(r, rows * width, NAN);
-    const float *table = give_numbers(r, vocabulary * width, 1.0), *position = give_numbers(r, length * width, 1.0);
+    void *whole = give_elements(r, rows * width, NAN), *part = give_elements(r, rows * width, NAN);
+    const char *table = give_elements(r, vocabulary * width, 1.0), *position = give_elements(r, length * width, 1.0);
     const int32_t *tokens = give_tokens(r, rows, vocabulary);
-    r->device->embedding(r->stream, whole, tokens, table, position, rows, width, length, 0, vocabulary);
-    r->device->embedding(r->stream, part, tokens, table + first * width, NULL, rows, width, length, first, count);
+    const char *share = table + (size_t)(first * width) * element_bytes(r->element);
+    r->device->embedding(r->stream, r->element, whole, tokens, table, position, rows, width, length, 0, vocabulary);
+    r->device->embedding(r->stream, r->element, part, tokens, share, NULL, rows, width, length, first, count);
     take_back(r);
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < width; i++) {
             const int64_t token = token_at(row, vocabulary);
-            const double entry = (double)r->array[2].before[token * width + i];
-            expect(r, 0, row * width + i, entry + (double)r->array[3].before[row % length * width + i], 2e-7);
-            expect(r, 1, row * width + i, token >= first && token < first + count ? entry : 0.0, 1e-30);
+            const float entry = r->array[2].before[token * width + i];
+            expect(r, 0, row * width + i, (double)entry + (double)r->array[3].before[row % length * width + i], 2e-7);
+            expect_equal(r, 1, row * width + i, token >= first && token < first + count ? entry : 0.0f);
         }
 }
 
@@ -54,10 +55,10 @@ static void embedding_gradient(struct run *r, const int64_t *shape)
     int64_t first, count;
     share_of(vocabulary, &first, &count);
     float *whole = give_numbers(r, vocabulary * width, NAN), *part = give_numbers(r, count * width, 1.0);
-    const float *dy = give_numbers(r, rows * width, 1.0);
+    const void *dy = give_elements(r, rows * width, 1.0);
     const int32_t *tokens = give_tokens(r, rows, vocabulary);
-    r->device->embedding_gradient(r->stream, whole, dy, tokens, rows, width, 0, vocabulary, false);
-    r->device->embedding_gradient(r->stream, part, dy, tokens, rows, width, first, count, true);
+    r->device->embedding_gradient(r->stream, r->element, whole, dy, tokens, rows, width, 0, vocabulary, false);
+    r->device->embedding_gradient(r->stream, r->element, part, dy, tokens, rows, width, first, count, true);
     take_back(r);
     double *sums = allocate((size_t)(vocabulary * width), sizeof *sums), *hdy = before(r, 2);
     for (int64_t row = 0; row < rows; row++)
@@ -73,9 +74,9 @@ static void position_gradient(struct run *r, const int64_t *shape)
 {
     const int64_t rows = shape[0], width = shape[1], length = shape[3];
     float *now = give_numbers(r, length * width, NAN), *later = give_numbers(r, length * width, 1.0);
-    const float *dy = give_numbers(r, rows * width, 1.0);
-    r->device->position_gradient(r->stream, now, dy, rows, width, length, 0, false);
-    r->device->position_gradient(r->stream, later, dy, rows, width, length, 2 * length + length / 2, true);
+    const void *dy = give_elements(r, rows * width, 1.0);
+    r->device->position_gradient(r->stream, r->element, now, dy, rows, width, length, 0, false);
+    r->device->position_gradient(r->stream, r->element, later, dy, rows, width, length, 2 * length + length / 2, true);
     take_back(r);
     double *sums = allocate((size_t)(length * width), sizeof *sums), *hdy = before(r, 2), *more = before(r, 1);
     for (int64_t row = 0; row < rows; row++)
@@ -112,28 +113,30 @@ static void loss(struct run *r, const int64_t *shape)
     const double scale = 0.125;
     const struct device *d = r->device;
     int64_t first[PARTS + 1] = {0, vocabulary / 2, vocabulary == 7 ? 3 : 2 * vocabulary / 3, vocabulary};
-    float *logits = give_numbers(r, rows * vocabulary, 40.0), *losses = give_numbers(r, rows, NAN);
+    void *logits = give_elements(r, rows * vocabulary, 40.0);
+    float *losses = give_numbers(r, rows, NAN);
     float *statistics = give_numbers(r, rows * 3, NAN), *joint = give_numbers(r, rows, NAN);
     float *parts = give_numbers(r, PARTS * rows * 3, NAN);
     const int32_t *targets = give_tokens(r, rows, vocabulary);
-    float *part[PARTS], *gradient[PARTS];
+    void *part[PARTS], *gradient[PARTS];
     const int logits_at = r->arrays;
     for (int p = 0; p < PARTS; p++) {
         const int64_t count = first[p + 1] - first[p];
         float *values = allocate((size_t)(rows * count) + 1, sizeof *values);
         for (int64_t i = 0; i < rows * count; i++)
             values[i] = r->array[0].before[i / count * vocabulary + first[p] + i % count];
-        part[p] = give(r, rows * count, values);
-        gradient[p] = give_numbers(r, rows * count, NAN);
+        part[p] = give_as(r, r->element, rows * count, values);
+        gradient[p] = give_elements(r, rows * count, NAN);
         free(values);
-        d->cross_entropy_statistics(r->stream, parts + p * rows * 3, part[p], targets, rows, first[p], count);
+        d->cross_entropy_statistics(r->stream, r->element, parts + p * rows * 3, part[p], targets, rows, first[p],
+                                    count);
     }
     for (int p = 0; p < PARTS; p++)
-        d->cross_entropy(r->stream, joint, gradient[p], part[p], targets, parts, rows, first[p],
+        d->cross_entropy(r->stream, r->element, joint, gradient[p], part[p], targets, parts, rows, first[p],
                          first[p + 1] - first[p], PARTS, scale);
-    d->cross_entropy_statistics(r->stream, statistics, logits, targets, rows, 0, vocabulary);
-    d->cross_entropy(r->stream, losses, NULL, logits, targets, statistics, rows, 0, vocabulary, 1, scale);
-    d->cross_entropy(r->stream, losses, logits, logits, targets, statistics, rows, 0, vocabulary, 1, scale);
+    d->cross_entropy_statistics(r->stream, r->element, statistics, logits, targets, rows, 0, vocabulary);
+    d->cross_entropy(r->stream, r->element, losses, NULL, logits, targets, statistics, rows, 0, vocabulary, 1, scale);
+    d->cross_entropy(r->stream, r->element, losses, logits, logits, targets, statistics, rows, 0, vocabulary, 1, scale);
     take_back(r);
     double *x = before(r, 0), *expected = allocate((size_t)vocabulary, sizeof *expected);
     for (int64_t row = 0; row < rows; row++) {
@@ -163,13 +166,13 @@ static void test_statistics(void)
     int32_t *targets = d->allocate(sizeof hit);
     d->copy(stream, logits, in, sizeof in);
     d->copy(stream, targets, hit, sizeof hit);
-    d->cross_entropy_statistics(stream, statistics, logits, targets, 2, 10, 3);
+    d->cross_entropy_statistics(stream, ELEMENT_FLOAT32, statistics, logits, targets, 2, 10, 3);
     d->copy(stream, out, statistics, sizeof out);
     d->stream_wait(stream);
     ok(out[0] == 3.0f && out[2] == 3.0f, "statistics have the largest logit and the target's");
     is_near((double)out[1], 1.0 + exp(-1.0) + exp(-2.0), 2e-7, "and the sum of exponentials");
     ok(isnan(out[4]), "a logit that is NaN shows in the sum");
-    d->cross_entropy_statistics(stream, statistics, logits, targets, 2, 20, 0);
+    d->cross_entropy_statistics(stream, ELEMENT_FLOAT32, statistics, logits, targets, 2, 20, 0);
     d->copy(stream, out, statistics, sizeof out);
     d->stream_wait(stream);
     ok(isinf(out[0]) && out[0] < 0.0f && out[1] == 0.0f && out[2] == 0.0f, "a rank without tokens has -inf, 0, 0");
@@ -191,21 +194,26 @@ static void test_statistics(void)
     ok(worst < 1e-9, "the reference's gradient is that of finite differences (%g)", worst);
 }
 
-static void test_squares(void)
+static void test_squares(enum element element)
 {
+    const char *type = element == ELEMENT_FLOAT32 ? "float32" : "bfloat16";
     const int64_t count = 5 * SQUARES_BLOCK + 77;
+    const size_t size = element_bytes(element);
     float *host = allocate((size_t)count, sizeof *host);
     for (int64_t i = 0; i < count; i++)
-        host[i] = number_at(0, i) * 1e-3f;
+        host[i] = (float)rounded_to(element, number_at(0, i) * 1e-3f);
     double blocks[3][6];
     for (int threads = 1; threads <= 3; threads++) {
         const struct device *d = device_cpu(threads);
         struct stream *stream = d->stream_open();
-        float *x = d->allocate((size_t)(count + 3) * sizeof *x);
-        d->copy(stream, x + threads, host, (size_t)count * sizeof *x);
-        d->squares(stream, blocks[threads - 1], x + threads, count);
-        d->squares(stream, blocks[threads - 1], x + threads, 0);
-        d->release(x, (size_t)(count + 3) * sizeof *x);
+        float *numbers = d->allocate((size_t)count * sizeof *numbers);
+        char *memory = d->allocate((size_t)(count + 3) * size), *x = memory + (size_t)threads * size;
+        d->copy(stream, numbers, host, (size_t)count * sizeof *numbers);
+        d->convert(stream, element, x, numbers, count);
+        d->squares(stream, element, blocks[threads - 1], x, count);
+        d->squares(stream, element, blocks[threads - 1], x, 0);
+        d->release(memory, (size_t)(count + 3) * size);
+        d->release(numbers, (size_t)count * sizeof *numbers);
         d->stream_close(stream);
     }
     double worst = 0.0;
@@ -215,35 +223,40 @@ static void test_squares(void)
             sum += (double)host[i] * (double)host[i];
         worst = fmax(worst, fabs(blocks[0][block] / sum - 1.0));
     }
-    ok(worst < 1e-13, "sums of squares are right in float64 (%g)", worst);
+    ok(worst < 1e-13, "sums of squares of %s are right in float64 (%g)", type, worst);
     ok(memcmp(blocks[0], blocks[1], sizeof blocks[0]) == 0 && memcmp(blocks[0], blocks[2], sizeof blocks[0]) == 0,
        "and the same bits with any number of threads, at any address");
     free(host);
 }
 
-/* A range that lies at the same place in all arenas. */
+/* A range that lies at the same place in all arenas of float32. */
 static struct optimizer_range range_at(int64_t begin, int64_t count, bool decay)
 {
-    return (struct optimizer_range){count, begin, begin, begin, decay};
+    return (struct optimizer_range){
+        .count = count, .weight = begin, .moment = begin, .gradient = begin, .decay = decay};
 }
 
 /* elements, gap between the ranges */
 static const int64_t adamw_shapes[][2] = {{0, 1}, {1, 0}, {48, 3}, {101, 1}, {30001, 7}};
 
-/* Three steps over two ranges with a gap, which stays as it is; the second decays. */
+/* Three steps over two ranges with a gap, which stays as it is; the second decays. The weights for computations lie in
+ * the other order. */
 static void adamw(struct run *r, const int64_t *shape)
 {
     const int64_t count = shape[0], gap = shape[1], all = 2 * count + gap;
     float *w = give_numbers(r, all, 1.0), *m = give_numbers(r, all, 0.0), *v = give_numbers(r, all, 0.0);
     const float *g[3] = {give_numbers(r, all, 1.0), give_numbers(r, all, 1e-3), give_numbers(r, all, 1e-6)};
-    const struct optimizer_range ranges[] = {range_at(0, count, false), range_at(count + gap, count, true)};
+    void *computed = give_elements(r, all, 5.0);
+    struct optimizer_range ranges[] = {range_at(0, count, false), range_at(count + gap, count, true)};
+    ranges[0].computed = (count + gap) * (int64_t)element_bytes(r->element);
+    ranges[0].element = ranges[1].element = r->element;
     struct adamw step = {.learning_rate = 1e-2, .beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.1};
     step.scale = 0.7;
     double *hw = before(r, 0), *hm = allocate((size_t)all + 1, sizeof *hm), *hv = allocate((size_t)all + 1, sizeof *hv);
     for (int n = 1; n <= 3; n++) {
         step.correction1 = 1.0 - pow(step.beta1, n);
         step.correction2 = 1.0 - pow(step.beta2, n);
-        r->device->adamw(r->stream, w, m, v, g[n - 1], ranges, 2, &step);
+        r->device->adamw(r->stream, w, m, v, g[n - 1], n == 1 ? NULL : computed, ranges, 2, &step);
         for (int64_t i = 0; i < all; i++) {
             if (i >= count && i < count + gap)
                 continue;
@@ -259,6 +272,9 @@ static void adamw(struct run *r, const int64_t *shape)
         expect(r, 0, i, hw[i], 3e-7);
         expect(r, 1, i, hm[i], 1e-6 * fabs(hm[i]) + 1e-9);
         expect(r, 2, i, hv[i], 1e-6 * hv[i] + 1e-30);
+        const bool stored = i < count || i >= count + gap;
+        const int64_t from = i < count ? i + count + gap : i - count - gap;
+        expect_equal(r, 6, i, stored ? rounded_to(r->element, r->array[0].after[from]) : r->array[6].before[i]);
     }
     free(hw), free(hm), free(hv);
 }
@@ -275,7 +291,11 @@ static void test_adamw_shards(void)
     struct adamw step = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0};
     /* The moments of the pieces lie in another order than the pieces themselves. */
     const struct optimizer_range whole[] = {range_at(0, COUNT, true)};
-    const struct optimizer_range cut[] = {{1, 0, 999, 0, true}, {332, 1, 0, 1, true}, {667, 333, 332, 333, true}};
+    const struct optimizer_range cut[] = {
+        {.count = 1, .weight = 0, .moment = 999, .gradient = 0, .decay = true},
+        {.count = 332, .weight = 1, .moment = 0, .gradient = 1, .decay = true},
+        {.count = 667, .weight = 333, .moment = 332, .gradient = 333, .decay = true},
+    };
     float host[4][COUNT], out[2][COUNT];
     for (int way = 0; way < 2; way++) {
         float *arena[4];
@@ -288,7 +308,7 @@ static void test_adamw_shards(void)
             arena[a] = d->allocate(sizeof host[a]);
             d->copy(stream, arena[a], host[a], sizeof host[a]);
         }
-        d->adamw(stream, arena[0], arena[1], arena[2], arena[3], way == 0 ? whole : cut, way == 0 ? 1 : 3, &step);
+        d->adamw(stream, arena[0], arena[1], arena[2], arena[3], NULL, way == 0 ? whole : cut, way == 0 ? 1 : 3, &step);
         d->copy(stream, out[way], arena[0], sizeof out[way]);
         d->stream_wait(stream);
         for (int a = 0; a < 4; a++)
@@ -298,11 +318,62 @@ static void test_adamw_shards(void)
     d->stream_close(stream);
 }
 
+/* Ranges of both types in one arena of weights for computations, with gaps between them. */
+static void test_adamw_computed(void)
+{
+    enum {
+        FIRST = 37,
+        SECOND = 20001,
+        COUNT = FIRST + SECOND,
+        BYTES = 4 * FIRST + 8 + 2 * SECOND + 8
+    };
+    const struct adamw step = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0};
+    struct optimizer_range ranges[] = {range_at(0, FIRST, false), range_at(FIRST, SECOND, true)};
+    ranges[1].computed = 4 * FIRST + 8;
+    ranges[1].element = ELEMENT_BFLOAT16;
+    float *host = allocate(COUNT, sizeof *host), first[FIRST];
+    unsigned char *out = allocate(BYTES, 1);
+    for (int threads = 1; threads <= 3; threads++) {
+        const struct device *d = device_cpu(threads);
+        struct stream *stream = d->stream_open();
+        float *arena[4];
+        for (int a = 0; a < 4; a++) {
+            for (int64_t i = 0; i < COUNT; i++)
+                host[i] = a == 2 ? fabsf(number_at(a, i)) : number_at(a, i);
+            arena[a] = d->allocate(COUNT * sizeof *host);
+            d->copy(stream, arena[a], host, COUNT * sizeof *host);
+        }
+        memset(out, GUARD_BYTE, BYTES);
+        void *computed = d->allocate(BYTES);
+        d->copy(stream, computed, out, BYTES);
+        d->adamw(stream, arena[0], arena[1], arena[2], arena[3], computed, ranges, 2, &step);
+        d->copy(stream, host, arena[0], COUNT * sizeof *host);
+        d->copy(stream, out, computed, BYTES);
+        d->stream_wait(stream);
+        memcpy(first, out, sizeof first);
+        bool same = memcmp(first, host, sizeof first) == 0, gaps = true;
+        for (int64_t i = 0; i < SECOND; i++) {
+            const float should_be = rounded_to(ELEMENT_BFLOAT16, host[FIRST + i]);
+            same = same && memcmp(out + ranges[1].computed + 2 * i, (const char *)&should_be + 2, 2) == 0;
+        }
+        for (int i = 0; i < 8; i++)
+            gaps = gaps && out[4 * FIRST + i] == GUARD_BYTE && out[BYTES - 1 - i] == GUARD_BYTE;
+        ok(same && gaps, "AdamW with %d threads stores weights of both types for computations", threads);
+        for (int a = 0; a < 4; a++)
+            d->release(arena[a], COUNT * sizeof *host);
+        d->release(computed, BYTES);
+        d->stream_close(stream);
+    }
+    free(host), free(out);
+}
+
 int main(void)
 {
     test_statistics();
-    test_squares();
+    test_squares(ELEMENT_FLOAT32);
+    test_squares(ELEMENT_BFLOAT16);
     test_adamw_shards();
+    test_adamw_computed();
     TEST_SHAPES("embedding", embedding, table_shapes);
     TEST_SHAPES("embedding's gradient", embedding_gradient, table_shapes);
     TEST_SHAPES("position's gradient", position_gradient, table_shapes);

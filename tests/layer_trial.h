@@ -128,7 +128,7 @@ struct trial {
     size_t scratch_bytes;
     float *weights, *gradients; /* shares of all parameters one after another */
     int64_t offset[LAYER_MAX_PARAMETERS + 1];
-    const float *weight_of[LAYER_MAX_PARAMETERS];
+    const void *weight_of[LAYER_MAX_PARAMETERS];
     float *gradient_of[LAYER_MAX_PARAMETERS];
     double *worst; /* the largest error of each kind of check so far; the caller's */
 };

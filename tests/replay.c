@@ -74,7 +74,7 @@ static void forward(const struct layer *layer, const struct context *context, co
     if (!strike)
         return;
     if (fault.where == IN_OUTPUT || fault.where == IN_OUTPUT_ONCE)
-        passage->out[0][3] = NAN;
+        ((float *)passage->out[0])[3] = NAN;
     else if (fault.where == IN_LOSSES)
         passage->losses[2] = INFINITY;
 }
@@ -88,7 +88,7 @@ static void backward_input(const struct layer *layer, const struct context *cont
     if (!strike)
         return;
     if (fault.where == IN_INPUT_GRADIENT)
-        passage->in_gradient[0][1] = -INFINITY;
+        ((float *)passage->in_gradient[0])[1] = -INFINITY;
     else if (fault.where == IN_NORM_GRADIENT)
         passage->gradients[MLP_NORM_WEIGHT][4] = NAN;
 }

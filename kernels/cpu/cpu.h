@@ -35,60 +35,68 @@ struct share cpu_part(int64_t count, int64_t unit, int part, int parts);
 
 /* cpu_matmul.c */
 
-/* The BLAS keeps to one thread per caller: an OpenBLAS with threads of its own would start them within each of ours. */
+/* The BLAS keeps to one thread per caller: an OpenBLAS with threads of its own would start them within each of ours.
+ * Chooses how bfloat16 is multiplied, once. */
 void cpu_matmul_open(void);
 
-void cpu_linear(struct stream *stream, float *y, float *activated, const float *x, const float *w, const float *bias,
-                int64_t rows, int64_t in, int64_t out);
-void cpu_linear_input_gradient(struct stream *stream, float *dx, const float *dy, const float *w, int64_t rows,
-                               int64_t in, int64_t out);
-void cpu_linear_weight_gradient(struct stream *stream, float *dw, float *dbias, const float *dy, const float *x,
-                                int64_t rows, int64_t in, int64_t out, bool accumulate);
+/* For the tests: from now on bfloat16 is multiplied by oneDNN's kernels for it, whatever the processor, or widened to
+ * float32. False when oneDNN is not there. */
+bool cpu_matmul_choose(bool instructions);
+
+void cpu_linear(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
+                const float *bias, int64_t rows, int64_t in, int64_t out);
+void cpu_linear_input_gradient(struct stream *stream, enum element element, void *dx, const void *dy, const void *w,
+                               int64_t rows, int64_t in, int64_t out);
+void cpu_linear_weight_gradient(struct stream *stream, enum element element, float *dw, float *dbias, const void *dy,
+                                const void *x, int64_t rows, int64_t in, int64_t out, bool accumulate);
 
 /* cpu_elementwise.c */
-void cpu_add(struct stream *stream, float *a, const float *b, int64_t count);
-void cpu_add_residual(struct stream *stream, float *y, const float *x, const float *r, const float *bias, int64_t rows,
-                      int64_t width);
-void cpu_gelu(struct stream *stream, float *y, const float *x, int64_t count);
-void cpu_gelu_gradient(struct stream *stream, float *dx, const float *dy, const float *x, int64_t count);
-void cpu_column_sums(struct stream *stream, float *db, const float *dy, int64_t rows, int64_t width, bool accumulate);
+void cpu_convert(struct stream *stream, enum element element, void *to, const float *from, int64_t count);
+void cpu_add_residual(struct stream *stream, enum element element, void *y, const void *x, const void *r,
+                      const float *bias, int64_t rows, int64_t width);
+void cpu_gelu(struct stream *stream, enum element element, void *y, const void *x, int64_t count);
+void cpu_gelu_gradient(struct stream *stream, enum element element, void *dx, const void *dy, const void *x,
+                       int64_t count);
+void cpu_column_sums(struct stream *stream, enum element element, float *db, const void *dy, int64_t rows,
+                     int64_t width, bool accumulate);
 
 /* cpu_norm.c */
-void cpu_norm(struct stream *stream, float *y, float *mean, float *rstd, const float *x, const float *weight,
-              const float *bias, int64_t rows, int64_t width, double epsilon);
-void cpu_add_residual_norm(struct stream *stream, float *sum, float *y, float *mean, float *rstd, const float *x,
-                           const float *r, const float *residual_bias, const float *weight, const float *bias,
-                           int64_t rows, int64_t width, double epsilon);
-void cpu_norm_gradient(struct stream *stream, float *dx, float *dweight, float *dbias, const float *dy,
-                       const float *residual, const float *x, const float *mean, const float *rstd, const float *weight,
-                       int64_t rows, int64_t width, bool accumulate);
+void cpu_norm(struct stream *stream, enum element element, void *y, float *mean, float *rstd, const void *x,
+              const float *weight, const float *bias, int64_t rows, int64_t width, double epsilon);
+void cpu_add_residual_norm(struct stream *stream, enum element element, void *sum, void *y, float *mean, float *rstd,
+                           const void *x, const void *r, const float *residual_bias, const float *weight,
+                           const float *bias, int64_t rows, int64_t width, double epsilon);
+void cpu_norm_gradient(struct stream *stream, enum element element, void *dx, float *dweight, float *dbias,
+                       const void *dy, const void *residual, const void *x, const float *mean, const float *rstd,
+                       const float *weight, int64_t rows, int64_t width, bool accumulate);
 
 /* cpu_attention.c */
-void cpu_attention(struct stream *stream, float *output, float *logsumexp, const float *qkv,
+void cpu_attention(struct stream *stream, enum element element, void *output, float *logsumexp, const void *qkv,
                    const struct attention_shape *shape, void *workspace);
-void cpu_attention_gradient(struct stream *stream, float *dqkv, const float *doutput, const float *qkv,
-                            const float *output, const float *logsumexp, const struct attention_shape *shape,
-                            void *workspace);
-size_t cpu_attention_workspace(const struct attention_shape *shape);
+void cpu_attention_gradient(struct stream *stream, enum element element, void *dqkv, const void *doutput,
+                            const void *qkv, const void *output, const float *logsumexp,
+                            const struct attention_shape *shape, void *workspace);
+size_t cpu_attention_workspace(enum element element, const struct attention_shape *shape);
 
 /* cpu_embedding.c */
-void cpu_embedding(struct stream *stream, float *y, const int32_t *tokens, const float *table, const float *position,
-                   int64_t rows, int64_t width, int64_t length, int64_t first, int64_t count);
-void cpu_embedding_gradient(struct stream *stream, float *dtable, const float *dy, const int32_t *tokens, int64_t rows,
-                            int64_t width, int64_t first, int64_t count, bool accumulate);
-void cpu_position_gradient(struct stream *stream, float *dposition, const float *dy, int64_t rows, int64_t width,
-                           int64_t length, int64_t row_offset, bool accumulate);
+void cpu_embedding(struct stream *stream, enum element element, void *y, const int32_t *tokens, const void *table,
+                   const void *position, int64_t rows, int64_t width, int64_t length, int64_t first, int64_t count);
+void cpu_embedding_gradient(struct stream *stream, enum element element, float *dtable, const void *dy,
+                            const int32_t *tokens, int64_t rows, int64_t width, int64_t first, int64_t count,
+                            bool accumulate);
+void cpu_position_gradient(struct stream *stream, enum element element, float *dposition, const void *dy, int64_t rows,
+                           int64_t width, int64_t length, int64_t row_offset, bool accumulate);
 
 /* cpu_cross_entropy.c */
-void cpu_cross_entropy_statistics(struct stream *stream, float *statistics, const float *logits, const int32_t *targets,
-                                  int64_t rows, int64_t first, int64_t count);
-void cpu_cross_entropy(struct stream *stream, float *losses, float *gradient, const float *logits,
+void cpu_cross_entropy_statistics(struct stream *stream, enum element element, float *statistics, const void *logits,
+                                  const int32_t *targets, int64_t rows, int64_t first, int64_t count);
+void cpu_cross_entropy(struct stream *stream, enum element element, float *losses, void *gradient, const void *logits,
                        const int32_t *targets, const float *statistics, int64_t rows, int64_t first, int64_t count,
                        int parts, double scale);
 
 /* cpu_optimizer.c */
-void cpu_squares(struct stream *stream, double *blocks, const float *x, int64_t count);
+void cpu_squares(struct stream *stream, enum element element, double *blocks, const void *x, int64_t count);
 void cpu_adamw(struct stream *stream, float *weights, float *first_moment, float *second_moment, const float *gradients,
-               const struct optimizer_range *ranges, int64_t range_count, const struct adamw *step);
+               void *computed, const struct optimizer_range *ranges, int64_t range_count, const struct adamw *step);
 
 #endif

@@ -3,7 +3,9 @@
  *
  * A piece of work is one key/value head of one sequence with all its query heads, or, where these are too few for the
  * threads, a share of its blocks. Pieces write elements of their own; the one sum over pieces, of the queries'
- * gradients, is made afterwards in their order. So the bits follow from shape and number of threads. */
+ * gradients, is made afterwards in their order. So the bits follow from shape and number of threads.
+ *
+ * Elements become float32 when they are copied into panels, and results are rounded when they are copied back. */
 #include <omp.h>
 
 #include "kernels/cpu/cpu.h"
@@ -13,6 +15,7 @@
 
 /* One call, seen by every piece. */
 struct attention {
+    enum element element;
     int64_t sequences, length, blocks;
     int64_t heads, kv_heads, group; /* group: query heads of a key/value head */
     int64_t size, padded;           /* of a head; rounded up to whole vectors */
@@ -27,10 +30,11 @@ static int64_t minimum(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
-static struct attention describe(const struct attention_shape *shape)
+static struct attention describe(enum element element, const struct attention_shape *shape)
 {
     const int64_t size = shape->head_size, padded = (size + LANES - 1) / LANES * LANES;
     struct attention a = {
+        .element = element,
         .sequences = shape->sequences,
         .length = shape->length,
         .blocks = (shape->length + BLOCK - 1) / BLOCK,
@@ -69,9 +73,9 @@ static int64_t partial_floats(const struct attention *a)
     return a->pieces > 1 ? a->pieces * a->sequences * a->heads * a->panel : 0;
 }
 
-size_t cpu_attention_workspace(const struct attention_shape *shape)
+size_t cpu_attention_workspace(enum element element, const struct attention_shape *shape)
 {
-    const struct attention a = describe(shape);
+    const struct attention a = describe(element, shape);
     const int64_t forward = forward_floats(&a), gradient = gradient_floats(&a);
     const int64_t most = forward > gradient ? forward : gradient;
     return (size_t)(partial_floats(&a) + omp_get_max_threads() * most) * sizeof(float);
@@ -129,16 +133,17 @@ static void softmax_row(float *scores, int64_t columns, int64_t seen, float *lar
     *largest = now;
 }
 
-/* Output and logsumexp of one block of queries of one head. keys: blocks of [padded, BLOCK]; values [length, padded];
- * `memory` holds the queries, the output and the scores of a tile. */
-static void attend_block(const struct attention *a, float *output, float *logsumexp, const float *queries,
-                         const float *keys, const float *values, int64_t block, float *memory)
+/* Output and logsumexp of one block of queries of one head, whose first elements are output0 and query0. keys: blocks
+ * of [padded, BLOCK]; values [length, padded]; `memory` holds the queries, the output and the scores of a tile. */
+static void attend_block(const struct attention *a, void *output, int64_t output0, float *logsumexp, const void *qkv,
+                         int64_t query0, const float *keys, const float *values, int64_t block, float *memory)
 {
     float *q = take(&memory, BLOCK * a->padded), *o = take(&memory, BLOCK * a->padded);
     float *scores = take(&memory, TILE_ROWS * BLOCK);
     float largest[BLOCK], sum[BLOCK];
     const int64_t rows = block_rows(a, block);
-    copy_padded(q, queries + block * BLOCK * a->qkv_row, a->qkv_row, rows, a->size, BLOCK, a->padded, a->scale);
+    copy_padded(a->element, q, qkv, query0 + block * BLOCK * a->qkv_row, a->qkv_row, rows, a->size, BLOCK, a->padded,
+                a->scale);
     memset(o, 0, (size_t)(BLOCK * a->padded) * sizeof(float));
     for (int64_t row = 0; row < BLOCK; row++) {
         largest[row] = -INFINITY;
@@ -156,39 +161,41 @@ static void attend_block(const struct attention *a, float *output, float *logsum
         }
     }
     for (int64_t row = 0; row < rows; row++) {
-        float *to = output + (block * BLOCK + row) * a->output_row;
-        for (int64_t i = 0; i < a->size; i += LANES)
-            vstore_next(to + i, a->size - i, vload(o + row * a->padded + i) / sum[row]);
+        float *normed = o + row * a->padded;
+        for (int64_t i = 0; i < a->padded; i += LANES)
+            vstore(normed + i, vload(normed + i) / sum[row]);
         logsumexp[block * BLOCK + row] = largest[row] + logf(sum[row]);
     }
+    copy_back(a->element, output, output0 + block * BLOCK * a->output_row, a->output_row, o, rows, a->size, a->padded,
+              1.0f);
 }
 
 /* Piece `piece` of key/value head `kv` of one sequence. */
-static void attend(const struct attention *a, float *output, float *logsumexp, const float *qkv, int64_t sequence,
+static void attend(const struct attention *a, void *output, float *logsumexp, const void *qkv, int64_t sequence,
                    int64_t kv, int64_t piece, float *memory)
 {
     float *keys = take(&memory, a->panel), *values = take(&memory, a->panel);
     float *rows = take(&memory, BLOCK * a->padded);
-    const float *row0 = qkv + sequence * a->length * a->qkv_row;
-    const float *key0 = row0 + (a->heads + kv) * a->size, *value0 = key0 + a->kv_heads * a->size;
+    const int64_t row0 = sequence * a->length, key0 = row0 * a->qkv_row + (a->heads + kv) * a->size;
+    const int64_t value0 = key0 + a->kv_heads * a->size;
     for (int64_t block = 0; block < a->blocks; block++) {
         const int64_t at = block * BLOCK * a->qkv_row, to = block * BLOCK * a->padded, count = block_rows(a, block);
-        copy_padded(rows, key0 + at, a->qkv_row, count, a->size, BLOCK, a->padded, 1.0f);
+        copy_padded(a->element, rows, qkv, key0 + at, a->qkv_row, count, a->size, BLOCK, a->padded, 1.0f);
         copy_transposed(keys + to, rows, BLOCK, a->padded);
-        copy_padded(values + to, value0 + at, a->qkv_row, count, a->size, BLOCK, a->padded, 1.0f);
+        copy_padded(a->element, values + to, qkv, value0 + at, a->qkv_row, count, a->size, BLOCK, a->padded, 1.0f);
     }
     for (int64_t head = kv * a->group; head < (kv + 1) * a->group; head++)
         for (int64_t block = piece; block < a->blocks; block += a->pieces)
-            attend_block(a, output + sequence * a->length * a->output_row + head * a->size,
-                         logsumexp + (sequence * a->heads + head) * a->length, row0 + head * a->size, keys, values,
-                         block, memory);
+            attend_block(a, output, row0 * a->output_row + head * a->size,
+                         logsumexp + (sequence * a->heads + head) * a->length, qkv, row0 * a->qkv_row + head * a->size,
+                         keys, values, block, memory);
 }
 
-void cpu_attention(struct stream *stream, float *output, float *logsumexp, const float *qkv,
+void cpu_attention(struct stream *stream, enum element element, void *output, float *logsumexp, const void *qkv,
                    const struct attention_shape *shape, void *workspace)
 {
     (void)stream;
-    const struct attention a = describe(shape);
+    const struct attention a = describe(element, shape);
     const int64_t floats = forward_floats(&a);
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < a.sequences * a.kv_heads * a.pieces; i++) {
@@ -262,37 +269,36 @@ static void gradient_block(const struct attention *a, const struct gradient *g, 
     }
 }
 
-/* Fetches one query head: its scaled queries, the output's gradient and the rows' sums. */
-static void fetch_head(const struct attention *a, const struct gradient *g, const float *doutput, const float *queries,
-                       const float *output, const float *logsumexp)
+/* The sums of output * doutput over each row of a query head. */
+VECTOR_FUNCTION void sum_products(enum element element, const struct attention *a, const struct gradient *g,
+                                  const void *output, int64_t output0)
 {
-    const int64_t rows = a->blocks * BLOCK;
-    copy_padded(g->queries, queries, a->qkv_row, a->length, a->size, rows, a->padded, a->scale);
-    copy_padded(g->doutput, doutput, a->output_row, a->length, a->size, rows, a->padded, 1.0f);
-    for (int64_t row = 0; row < rows; row++) {
+    for (int64_t row = 0; row < a->blocks * BLOCK; row++) {
         vfloat sum = {0};
         for (int64_t i = 0; row < a->length && i < a->size; i += LANES)
             sum += vload(g->doutput + row * a->padded + i) *
-                   vload_next(output + row * a->output_row + i, a->size - i, 0.0f);
+                   vload_next_as(element, output, output0 + row * a->output_row + i, a->size - i, 0.0f);
         g->delta[row] = vsum(sum);
-        g->logsumexp[row] = row < a->length ? logsumexp[row] : 0.0f;
     }
 }
 
-/* to [rows, size] = scale * from [rows, padded] */
-static void copy_back(float *to, int64_t to_row, const float *from, int64_t rows, int64_t size, int64_t padded,
-                      float scale)
+/* Fetches one query head: its scaled queries, the output's gradient and the rows' sums. */
+static void fetch_head(const struct attention *a, const struct gradient *g, const void *doutput, const void *qkv,
+                       const void *output, int64_t output0, int64_t query0, const float *logsumexp)
 {
+    const int64_t rows = a->blocks * BLOCK;
+    copy_padded(a->element, g->queries, qkv, query0, a->qkv_row, a->length, a->size, rows, a->padded, a->scale);
+    copy_padded(a->element, g->doutput, doutput, output0, a->output_row, a->length, a->size, rows, a->padded, 1.0f);
+    FOR_ELEMENT(a->element, sum_products, a, g, output, output0);
     for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < size; i += LANES)
-            vstore_next(to + row * to_row + i, size - i, vload(from + row * padded + i) * scale);
+        g->logsumexp[row] = row < a->length ? logsumexp[row] : 0.0f;
 }
 
 /* Piece `piece` of key/value head `kv` of one sequence. The queries' gradients go to `partial`
  * [sequences, heads][length, padded] unless it is NULL, else to dqkv. */
-static void attend_gradient(const struct attention *a, float *dqkv, float *partial, const float *doutput,
-                            const float *qkv, const float *output, const float *logsumexp, int64_t sequence, int64_t kv,
-                            int64_t piece, struct gradient g)
+static void attend_gradient(const struct attention *a, void *dqkv, float *partial, const void *doutput, const void *qkv,
+                            const void *output, const float *logsumexp, int64_t sequence, int64_t kv, int64_t piece,
+                            struct gradient g)
 {
     const int64_t row0 = sequence * a->length, key0 = row0 * a->qkv_row + (a->heads + kv) * a->size;
     const int64_t value0 = key0 + a->kv_heads * a->size;
@@ -300,32 +306,31 @@ static void attend_gradient(const struct attention *a, float *dqkv, float *parti
     memset(g.dvalues, 0, (size_t)a->panel * sizeof(float));
     for (int64_t head = kv * a->group; head < (kv + 1) * a->group; head++) {
         const int64_t query0 = row0 * a->qkv_row + head * a->size, output0 = row0 * a->output_row + head * a->size;
-        fetch_head(a, &g, doutput + output0, qkv + query0, output + output0,
-                   logsumexp + (sequence * a->heads + head) * a->length);
+        fetch_head(a, &g, doutput, qkv, output, output0, query0, logsumexp + (sequence * a->heads + head) * a->length);
         if (partial != NULL)
             g.dqueries = partial + (sequence * a->heads + head) * a->panel;
         memset(g.dqueries, 0, (size_t)a->panel * sizeof(float));
         for (int64_t j = piece; j < a->blocks; j += a->pieces) {
             const int64_t at = j * BLOCK * a->qkv_row, rows = block_rows(a, j);
-            copy_padded(g.keys, qkv + key0 + at, a->qkv_row, rows, a->size, BLOCK, a->padded, 1.0f);
+            copy_padded(a->element, g.keys, qkv, key0 + at, a->qkv_row, rows, a->size, BLOCK, a->padded, 1.0f);
             copy_transposed(g.keys_t, g.keys, BLOCK, a->padded);
-            copy_padded(g.values, qkv + value0 + at, a->qkv_row, rows, a->size, BLOCK, a->padded, 1.0f);
+            copy_padded(a->element, g.values, qkv, value0 + at, a->qkv_row, rows, a->size, BLOCK, a->padded, 1.0f);
             copy_transposed(g.values_t, g.values, BLOCK, a->padded);
             for (int64_t block = j; block < a->blocks; block++)
                 gradient_block(a, &g, block, j);
         }
         if (partial == NULL)
-            copy_back(dqkv + query0, a->qkv_row, g.dqueries, a->length, a->size, a->padded, a->scale);
+            copy_back(a->element, dqkv, query0, a->qkv_row, g.dqueries, a->length, a->size, a->padded, a->scale);
     }
     for (int64_t j = piece; j < a->blocks; j += a->pieces) {
         const int64_t at = j * BLOCK * a->qkv_row, from = j * BLOCK * a->padded, rows = block_rows(a, j);
-        copy_back(dqkv + key0 + at, a->qkv_row, g.dkeys + from, rows, a->size, a->padded, 1.0f);
-        copy_back(dqkv + value0 + at, a->qkv_row, g.dvalues + from, rows, a->size, a->padded, 1.0f);
+        copy_back(a->element, dqkv, key0 + at, a->qkv_row, g.dkeys + from, rows, a->size, a->padded, 1.0f);
+        copy_back(a->element, dqkv, value0 + at, a->qkv_row, g.dvalues + from, rows, a->size, a->padded, 1.0f);
     }
 }
 
 /* The queries' gradients of one head, from all pieces. */
-static void join_pieces(const struct attention *a, float *dqkv, float *partial, int64_t sequence, int64_t head)
+static void join_pieces(const struct attention *a, void *dqkv, float *partial, int64_t sequence, int64_t head)
 {
     float *sum = partial + (sequence * a->heads + head) * a->panel;
     for (int64_t piece = 1; piece < a->pieces; piece++) {
@@ -333,16 +338,16 @@ static void join_pieces(const struct attention *a, float *dqkv, float *partial, 
         for (int64_t i = 0; i < a->panel; i += LANES)
             vstore(sum + i, vload(sum + i) + vload(more + i));
     }
-    copy_back(dqkv + sequence * a->length * a->qkv_row + head * a->size, a->qkv_row, sum, a->length, a->size, a->padded,
-              a->scale);
+    copy_back(a->element, dqkv, sequence * a->length * a->qkv_row + head * a->size, a->qkv_row, sum, a->length, a->size,
+              a->padded, a->scale);
 }
 
-void cpu_attention_gradient(struct stream *stream, float *dqkv, const float *doutput, const float *qkv,
-                            const float *output, const float *logsumexp, const struct attention_shape *shape,
-                            void *workspace)
+void cpu_attention_gradient(struct stream *stream, enum element element, void *dqkv, const void *doutput,
+                            const void *qkv, const void *output, const float *logsumexp,
+                            const struct attention_shape *shape, void *workspace)
 {
     (void)stream;
-    const struct attention a = describe(shape);
+    const struct attention a = describe(element, shape);
     const int64_t items = a.sequences * a.kv_heads, floats = gradient_floats(&a);
     float *partial = workspace, *memory = partial + partial_floats(&a);
 #pragma omp parallel

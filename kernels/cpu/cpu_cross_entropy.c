@@ -8,7 +8,8 @@ enum {
     STATISTICS
 }; /* the columns of the statistics */
 
-static float largest_of(const float *x, int64_t count)
+/* Of `count` elements from `at` on. */
+VECTOR_FUNCTION float largest_of(enum element element, const void *x, int64_t at, int64_t count)
 {
     enum {
         PARTS = 4
@@ -20,13 +21,13 @@ static float largest_of(const float *x, int64_t count)
     for (; i + PARTS * LANES <= count; i += PARTS * LANES)
 #pragma GCC unroll 4
         for (int part = 0; part < PARTS; part++)
-            largest[part] = vmax(vload(x + i + part * LANES), largest[part]);
+            largest[part] = vmax(vload_as(element, x, at + i + part * LANES), largest[part]);
     for (; i < count; i += LANES)
-        largest[0] = vmax(vload_next(x + i, count - i, -INFINITY), largest[0]);
+        largest[0] = vmax(vload_next_as(element, x, at + i, count - i, -INFINITY), largest[0]);
     return vlargest(vmax(vmax(largest[0], largest[1]), vmax(largest[2], largest[3])));
 }
 
-static float sum_of_exp(const float *x, float largest, int64_t count)
+VECTOR_FUNCTION float sum_of_exp(enum element element, const void *x, int64_t at, float largest, int64_t count)
 {
     enum {
         PARTS = 4
@@ -36,28 +37,30 @@ static float sum_of_exp(const float *x, float largest, int64_t count)
     for (; i + PARTS * LANES <= count; i += PARTS * LANES)
 #pragma GCC unroll 4
         for (int part = 0; part < PARTS; part++)
-            sums[part] += vexp(vload(x + i + part * LANES) - largest);
+            sums[part] += vexp(vload_as(element, x, at + i + part * LANES) - largest);
     for (; i < count; i += LANES)
-        sums[0] += vexp(vload_next(x + i, count - i, -INFINITY) - largest);
+        sums[0] += vexp(vload_next_as(element, x, at + i, count - i, -INFINITY) - largest);
     return vsum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-void cpu_cross_entropy_statistics(struct stream *stream, float *statistics, const float *logits, const int32_t *targets,
-                                  int64_t rows, int64_t first, int64_t count)
+VECTOR_FUNCTION void statistics_rows(enum element element, float *statistics, const void *logits,
+                                     const int32_t *targets, struct share own, int64_t first, int64_t count)
+{
+    for (int64_t row = own.begin; row < own.end; row++) {
+        const int64_t at = row * count, target = targets[row] - first;
+        float *to = statistics + row * STATISTICS;
+        to[LARGEST] = largest_of(element, logits, at, count);
+        to[SUM] = sum_of_exp(element, logits, at, to[LARGEST], count);
+        to[TARGET] = target >= 0 && target < count ? vload_next_as(element, logits, at + target, 1, 0.0f)[0] : 0.0f;
+    }
+}
+
+void cpu_cross_entropy_statistics(struct stream *stream, enum element element, float *statistics, const void *logits,
+                                  const int32_t *targets, int64_t rows, int64_t first, int64_t count)
 {
     (void)stream;
 #pragma omp parallel if (rows * count >= CPU_PARALLEL_FROM)
-    {
-        const struct share own = cpu_share(rows, 1);
-        for (int64_t row = own.begin; row < own.end; row++) {
-            const float *x = logits + row * count;
-            const int64_t target = targets[row] - first;
-            float *to = statistics + row * STATISTICS;
-            to[LARGEST] = largest_of(x, count);
-            to[SUM] = sum_of_exp(x, to[LARGEST], count);
-            to[TARGET] = target >= 0 && target < count ? x[target] : 0.0f;
-        }
-    }
+    FOR_ELEMENT(element, statistics_rows, statistics, logits, targets, cpu_share(rows, 1), first, count);
 }
 
 /* The statistics of a row over all parts [parts][rows][3]. */
@@ -79,30 +82,43 @@ static void join_statistics(float joined[STATISTICS], const float *statistics, i
     joined[TARGET] = (float)target;
 }
 
-void cpu_cross_entropy(struct stream *stream, float *losses, float *gradient, const float *logits,
+/* One row of the gradient, `count` elements from `at` on; `target` may be none of them. */
+VECTOR_FUNCTION void gradient_row(enum element element, void *gradient, const void *logits, int64_t at, int64_t count,
+                                  int64_t target, const float joined[STATISTICS], double scale)
+{
+    const float factor = (float)(scale / (double)joined[SUM]);
+    const bool known = target >= 0 && target < count;
+    float at_target = 0.0f; /* computed before the logit may be overwritten, and rounded once */
+    if (known)
+        at_target = (vexp(vload_next_as(element, logits, at + target, 1, 0.0f) - joined[LARGEST]) * factor)[0];
+    for (int64_t i = 0; i < count; i += LANES) {
+        const int64_t left = count - i;
+        const vfloat x = vload_next_as(element, logits, at + i, left, 0.0f);
+        vstore_next_as(element, gradient, at + i, left, vexp(x - joined[LARGEST]) * factor);
+    }
+    if (known)
+        vstore_next_as(element, gradient, at + target, 1, vset(at_target - (float)scale));
+}
+
+VECTOR_FUNCTION void cross_entropy_rows(enum element element, float *losses, void *gradient, const void *logits,
+                                        const int32_t *targets, const float *statistics, struct share own, int64_t rows,
+                                        int64_t first, int64_t count, int parts, double scale)
+{
+    for (int64_t row = own.begin; row < own.end; row++) {
+        float joined[STATISTICS];
+        join_statistics(joined, statistics, row, rows, parts);
+        losses[row] = logf(joined[SUM]) + (joined[LARGEST] - joined[TARGET]);
+        if (gradient != NULL)
+            gradient_row(element, gradient, logits, row * count, count, targets[row] - first, joined, scale);
+    }
+}
+
+void cpu_cross_entropy(struct stream *stream, enum element element, float *losses, void *gradient, const void *logits,
                        const int32_t *targets, const float *statistics, int64_t rows, int64_t first, int64_t count,
                        int parts, double scale)
 {
     (void)stream;
 #pragma omp parallel if (rows * count >= CPU_PARALLEL_FROM)
-    {
-        const struct share own = cpu_share(rows, 1);
-        for (int64_t row = own.begin; row < own.end; row++) {
-            float joined[STATISTICS];
-            join_statistics(joined, statistics, row, rows, parts);
-            losses[row] = logf(joined[SUM]) + (joined[LARGEST] - joined[TARGET]);
-            if (gradient == NULL)
-                continue;
-            const float *x = logits + row * count;
-            float *dx = gradient + row * count;
-            const float factor = (float)(scale / (double)joined[SUM]);
-            for (int64_t i = 0; i < count; i += LANES) {
-                const int64_t left = count - i;
-                vstore_next(dx + i, left, vexp(vload_next(x + i, left, 0.0f) - joined[LARGEST]) * factor);
-            }
-            const int64_t target = targets[row] - first;
-            if (target >= 0 && target < count)
-                dx[target] -= (float)scale;
-        }
-    }
+    FOR_ELEMENT(element, cross_entropy_rows, losses, gradient, logits, targets, statistics, cpu_share(rows, 1), rows,
+                first, count, parts, scale);
 }

@@ -1,6 +1,9 @@
 /* Short vectors of float32, as GCC and Clang offer them for every processor, and the functions of them that the
  * kernels need. The widths are the processor's own where the compiler is told of it (-march=native); without
- * AVX-512 the same code runs on narrower vectors. All loads and stores may be unaligned. */
+ * AVX-512 the same code runs on narrower vectors. All loads and stores may be unaligned.
+ *
+ * Functions whose name ends in _as read or write arrays of either element type; the vectors are float32 all the same.
+ */
 #ifndef KERNELS_CPU_CPU_MATH_H
 #define KERNELS_CPU_CPU_MATH_H
 
@@ -11,6 +14,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "kernels/kernels.h"
 
 /* LOWER_HALVES and UPPER_HALVES interleave the halves of two vectors. */
 #if defined(__AVX512F__)
@@ -34,7 +39,9 @@
 typedef float vfloat __attribute__((vector_size(4 * LANES)));
 typedef int32_t vint __attribute__((vector_size(4 * LANES)));
 typedef uint32_t vbits __attribute__((vector_size(4 * LANES)));
+typedef uint16_t vhalves __attribute__((vector_size(2 * LANES)));
 typedef float vfloat_in_memory __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t vhalves_in_memory __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 #define VECTOR_FUNCTION static inline __attribute__((always_inline, unused))
 
@@ -90,6 +97,78 @@ VECTOR_FUNCTION vfloat vfirst(vfloat x, int64_t count, float other)
     const int32_t limit = (int32_t)(count < LANES ? count : LANES);
     return vselect(number < limit, x, vset(other));
 }
+
+/* The float32 numbers whose upper halves these are. What the compiler makes of the general form has more steps. */
+VECTOR_FUNCTION vfloat vwiden(vhalves x)
+{
+#if defined(__AVX512F__)
+    return (vfloat)((vbits)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+#elif defined(__AVX2__)
+    return (vfloat)((vbits)_mm256_cvtepu16_epi32((__m128i)x) << 16);
+#else
+    return (vfloat)(__builtin_convertvector(x, vbits) << 16);
+#endif
+}
+
+/* x rounded to bfloat16, in integers: the processors' instruction for it takes subnormal numbers for 0, and not all
+ * have it. What is added carries into the bits that are kept where these must be rounded up, to infinity beyond the
+ * largest number. NaN is cut and made quiet, or it could become infinity. */
+VECTOR_FUNCTION vhalves vround(vfloat x)
+{
+    const vbits bits = (vbits)x, kept = bits >> 16;
+    const vbits nearest = (bits + 0x7fff + (kept & 1)) >> 16;
+    const vbits rounded = (vbits)vselect(x == x, (vfloat)nearest, (vfloat)(kept | 0x40));
+#if defined(__AVX512F__)
+    return (vhalves)_mm512_cvtepi32_epi16((__m512i)rounded);
+#else
+    return __builtin_convertvector(rounded, vhalves);
+#endif
+}
+
+/* LANES elements of an array from element `index` on. */
+VECTOR_FUNCTION vfloat vload_as(enum element element, const void *from, int64_t index)
+{
+    if (element == ELEMENT_FLOAT32)
+        return vload((const float *)from + index);
+    return vwiden(*(const vhalves_in_memory *)((const uint16_t *)from + index));
+}
+
+/* The elements from `index` on, of which `left` > 0 are left; lanes behind the end get `fill`. */
+VECTOR_FUNCTION vfloat vload_next_as(enum element element, const void *from, int64_t index, int64_t left, float fill)
+{
+    if (element == ELEMENT_FLOAT32)
+        return vload_next((const float *)from + index, left, fill);
+    if (__builtin_expect(left >= LANES, 1))
+        return vload_as(element, from, index);
+    uint16_t lanes[LANES] = {0};
+    for (int64_t i = 0; i < left; i++)
+        lanes[i] = ((const uint16_t *)from)[index + i];
+    return vfirst(vload_as(element, lanes, 0), left, fill);
+}
+
+/* Writes no more than `left` lanes, rounded. */
+VECTOR_FUNCTION void vstore_next_as(enum element element, void *to, int64_t index, int64_t left, vfloat x)
+{
+    if (element == ELEMENT_FLOAT32) {
+        vstore_next((float *)to + index, left, x);
+        return;
+    }
+    uint16_t *halves = (uint16_t *)to + index;
+    const vhalves rounded = vround(x);
+    if (__builtin_expect(left >= LANES, 1)) {
+        *(vhalves_in_memory *)halves = rounded;
+        return;
+    }
+    uint16_t lanes[LANES];
+    *(vhalves_in_memory *)lanes = rounded;
+    for (int64_t i = 0; i < left; i++)
+        halves[i] = lanes[i];
+}
+
+/* Calls the vector function `part` with the element type and the arguments. The type is a constant there, and one
+ * branch is left of each function above. */
+#define FOR_ELEMENT(element, part, ...) \
+    ((element) == ELEMENT_FLOAT32 ? (part)(ELEMENT_FLOAT32, __VA_ARGS__) : (part)(ELEMENT_BFLOAT16, __VA_ARGS__))
 
 /* The larger one; b where either is NaN. */
 VECTOR_FUNCTION vfloat vmax(vfloat a, vfloat b)

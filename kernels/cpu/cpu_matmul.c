@@ -5,39 +5,22 @@
 #include <omp.h>
 #include <stdio.h>
 #ifdef HAVE_DNNL
-#include <dnnl.h>
+#include <oneapi/dnnl/dnnl.h>
 #endif
 
 #include "base/error.h"
-#include "kernels/cpu/cpu.h"
 #include "kernels/cpu/cpu_math.h"
+#include "kernels/cpu/cpu_matmul.h"
 
-/* c [m, n] (+)= op(a) op(b) where op(a) is [m, k] and op(b) [k, n]; the leading dimensions (elements between rows) are
- * those of the matrices as they are stored. */
-struct product {
-    bool transpose_a, transpose_b, accumulate;
-    int64_t m, n, k;
-    const float *a, *b;
-    float *c;
-    int64_t a_row, b_row, c_row;
-};
-
-/* A rectangle of c. */
-struct rectangle {
-    struct share rows, columns;
-    bool first; /* of those with the same rows */
-};
-
-/* The elements of one rectangle, by the calling thread alone: both libraries keep to one thread within a parallel
- * region of several. */
-static void multiply(const struct product *p, struct rectangle part)
+/* Both libraries keep to one thread within a parallel region of several. */
+void cpu_multiply(const struct product *p, struct rectangle part)
 {
     const int64_t m = part.rows.end - part.rows.begin, n = part.columns.end - part.columns.begin;
     if (m <= 0 || n <= 0)
         return;
-    const float *a = p->a + part.rows.begin * (p->transpose_a ? 1 : p->a_row);
-    const float *b = p->b + part.columns.begin * (p->transpose_b ? p->b_row : 1);
-    float *c = p->c + part.rows.begin * p->c_row + part.columns.begin;
+    const float *a = (const float *)p->a + part.rows.begin * (p->transpose_a ? 1 : p->a_row);
+    const float *b = (const float *)p->b + part.columns.begin * (p->transpose_b ? p->b_row : 1);
+    float *c = (float *)p->c + part.rows.begin * p->c_row + part.columns.begin;
     const float beta = p->accumulate ? 1.0f : 0.0f;
 #ifdef HAVE_DNNL
     const dnnl_status_t status = dnnl_sgemm(p->transpose_a ? 'T' : 'N', p->transpose_b ? 'T' : 'N', m, n, p->k, 1.0f, a,
@@ -51,9 +34,9 @@ static void multiply(const struct product *p, struct rectangle part)
 #endif
 }
 
-/* The calling thread's rectangle. Each thread packs the rows of op(a) and the columns of op(b) that it needs, so the
- * cut that makes a rectangle's two sides shortest in sum is taken. */
-static struct rectangle own_rectangle(int64_t m, int64_t n)
+/* Each thread packs the rows of op(a) and the columns of op(b) that it needs, so the cut that makes a rectangle's two
+ * sides shortest in sum is taken. */
+struct rectangle cpu_own_rectangle(int64_t m, int64_t n)
 {
     enum {
         ROWS = 8,
@@ -80,13 +63,13 @@ static void clear(const struct product *p, struct rectangle part)
 {
     for (int64_t row = part.rows.begin; row < part.rows.end; row++)
         for (int64_t i = part.columns.begin; i < part.columns.end; i++)
-            p->c[row * p->c_row + i] = 0.0f;
+            ((float *)p->c)[row * p->c_row + i] = 0.0f;
 }
 
 static void multiply_or_clear(const struct product *p, struct rectangle part)
 {
     if (p->k > 0)
-        multiply(p, part);
+        cpu_multiply(p, part);
     else if (!p->accumulate)
         clear(p, part);
 }
@@ -107,10 +90,20 @@ static void finish(float *y, float *activated, const float *bias, struct rectang
         }
 }
 
-void cpu_linear(struct stream *stream, float *y, float *activated, const float *x, const float *w, const float *bias,
-                int64_t rows, int64_t in, int64_t out)
+/* By the processor's instructions for bfloat16, or widened. */
+static bool by_instructions;
+
+static void multiply_bf16(struct stream *stream, const struct product *p)
 {
-    (void)stream;
+    if (by_instructions && p->k > 0)
+        cpu_multiply_bf16(stream, p);
+    else
+        cpu_multiply_widened(stream, p);
+}
+
+void cpu_linear(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
+                const float *bias, int64_t rows, int64_t in, int64_t out)
+{
     check_sizes(rows, in, out);
     const struct product p = {.transpose_b = true,
                               .m = rows,
@@ -121,25 +114,43 @@ void cpu_linear(struct stream *stream, float *y, float *activated, const float *
                               .b = w,
                               .b_row = in,
                               .c = y,
-                              .c_row = out};
+                              .c_row = out,
+                              .result = element,
+                              .bias = bias,
+                              .activated = activated};
+    if (element == ELEMENT_BFLOAT16) {
+        multiply_bf16(stream, &p);
+        return;
+    }
 #pragma omp parallel
     {
-        const struct rectangle part = own_rectangle(rows, out);
+        const struct rectangle part = cpu_own_rectangle(rows, out);
         multiply_or_clear(&p, part);
         if (bias != NULL || activated != NULL)
             finish(y, activated, bias, part, out);
     }
 }
 
-void cpu_linear_input_gradient(struct stream *stream, float *dx, const float *dy, const float *w, int64_t rows,
-                               int64_t in, int64_t out)
+void cpu_linear_input_gradient(struct stream *stream, enum element element, void *dx, const void *dy, const void *w,
+                               int64_t rows, int64_t in, int64_t out)
 {
-    (void)stream;
     check_sizes(rows, in, out);
-    const struct product p = {
-        .m = rows, .n = in, .k = out, .a = dy, .a_row = out, .b = w, .b_row = in, .c = dx, .c_row = in};
+    const struct product p = {.m = rows,
+                              .n = in,
+                              .k = out,
+                              .a = dy,
+                              .a_row = out,
+                              .b = w,
+                              .b_row = in,
+                              .c = dx,
+                              .c_row = in,
+                              .result = element};
+    if (element == ELEMENT_BFLOAT16) {
+        multiply_bf16(stream, &p);
+        return;
+    }
 #pragma omp parallel
-    multiply_or_clear(&p, own_rectangle(rows, in));
+    multiply_or_clear(&p, cpu_own_rectangle(rows, in));
 }
 
 /* Columns of dy that are copied, to be multiplied from there. */
@@ -170,14 +181,13 @@ static void copy_panel(float *panel, float *dbias, const float *dy, int64_t rows
 
 /* The libraries are slow to gather columns of a matrix whose rows are far apart in memory: a panel of columns is copied
  * first, which reads dy once for both results. */
-void cpu_linear_weight_gradient(struct stream *stream, float *dw, float *dbias, const float *dy, const float *x,
-                                int64_t rows, int64_t in, int64_t out, bool accumulate)
+static void weight_gradient(struct stream *stream, float *dw, float *dbias, const float *dy, const float *x,
+                            int64_t rows, int64_t in, int64_t out, bool accumulate)
 {
-    check_sizes(rows, in, out);
     float *panels = cpu_scratch(stream, omp_get_max_threads() * rows * PANEL);
 #pragma omp parallel
     {
-        const struct rectangle part = own_rectangle(out, in);
+        const struct rectangle part = cpu_own_rectangle(out, in);
         float *panel = panels + omp_get_thread_num() * rows * PANEL;
         for (int64_t at = part.rows.begin; at < part.rows.end; at += PANEL) {
             const int64_t columns = part.rows.end - at < PANEL ? part.rows.end - at : PANEL;
@@ -198,13 +208,61 @@ void cpu_linear_weight_gradient(struct stream *stream, float *dw, float *dbias, 
     }
 }
 
+void cpu_linear_weight_gradient(struct stream *stream, enum element element, float *dw, float *dbias, const void *dy,
+                                const void *x, int64_t rows, int64_t in, int64_t out, bool accumulate)
+{
+    check_sizes(rows, in, out);
+    if (element == ELEMENT_FLOAT32) {
+        weight_gradient(stream, dw, dbias, dy, x, rows, in, out, accumulate);
+        return;
+    }
+    const struct product p = {.transpose_a = true,
+                              .accumulate = accumulate,
+                              .m = out,
+                              .n = in,
+                              .k = rows,
+                              .a = dy,
+                              .a_row = out,
+                              .b = x,
+                              .b_row = in,
+                              .c = dw,
+                              .c_row = in,
+                              .result = ELEMENT_FLOAT32,
+                              .sums = dbias};
+    multiply_bf16(stream, &p);
+}
+
 #pragma weak openblas_set_num_threads
 void openblas_set_num_threads(int threads);
 
 void cpu_matmul_open(void)
 {
+    static bool open;
+    if (open)
+        return;
+    open = true;
     if (openblas_set_num_threads != NULL)
         openblas_set_num_threads(1);
+    by_instructions = cpu_bf16_instructions() != NULL;
+}
+
+bool cpu_matmul_choose(bool instructions)
+{
+    cpu_matmul_open();
+    by_instructions = instructions && cpu_bf16_possible();
+    return by_instructions == instructions;
+}
+
+const char *device_cpu_bf16(void)
+{
+    static char text[64];
+    cpu_matmul_open();
+    if (by_instructions)
+        snprintf(text, sizeof text, "oneDNN, %s", cpu_bf16_instructions());
+    else
+        snprintf(text, sizeof text, "widened to float32: %s",
+                 cpu_bf16_possible() ? "this processor has no bf16 instructions" : "built without oneDNN");
+    return text;
 }
 
 #ifndef OPENBLAS_VERSION /* a text between blanks */

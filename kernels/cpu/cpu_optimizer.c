@@ -2,32 +2,35 @@
 #include "kernels/cpu/cpu_math.h"
 
 /* The order of the sum follows from the block's length alone. */
-static double sum_of_squares(const float *x, int64_t count)
+VECTOR_FUNCTION double sum_of_squares(enum element element, const void *x, int64_t begin, int64_t count)
 {
     enum {
         SUMS = 16
     };
     double sums[SUMS] = {0};
-    int64_t i = 0;
-    for (; i + SUMS <= count; i += SUMS)
+    for (int64_t i = 0; i < count; i += SUMS) {
+        float numbers[SUMS]; /* zeros behind the end add nothing */
+#pragma GCC unroll 4
+        for (int64_t at = 0; at < SUMS; at += LANES)
+            vstore(numbers + at,
+                   i + at < count ? vload_next_as(element, x, begin + i + at, count - i - at, 0.0f) : vset(0.0f));
         for (int s = 0; s < SUMS; s++)
-            sums[s] += (double)x[i + s] * (double)x[i + s];
-    for (; i < count; i++)
-        sums[0] += (double)x[i] * (double)x[i];
+            sums[s] += (double)numbers[s] * (double)numbers[s];
+    }
     for (int half = SUMS / 2; half > 0; half /= 2)
         for (int s = 0; s < half; s++)
             sums[s] += sums[s + half];
     return sums[0];
 }
 
-void cpu_squares(struct stream *stream, double *blocks, const float *x, int64_t count)
+void cpu_squares(struct stream *stream, enum element element, double *blocks, const void *x, int64_t count)
 {
     (void)stream;
     const int64_t block_count = (count + SQUARES_BLOCK - 1) / SQUARES_BLOCK;
 #pragma omp parallel for schedule(static) if (block_count > 1)
     for (int64_t block = 0; block < block_count; block++) {
         const int64_t begin = block * SQUARES_BLOCK, left = count - begin;
-        blocks[block] = sum_of_squares(x + begin, left < SQUARES_BLOCK ? left : SQUARES_BLOCK);
+        blocks[block] = FOR_ELEMENT(element, sum_of_squares, x, begin, left < SQUARES_BLOCK ? left : SQUARES_BLOCK);
     }
 }
 
@@ -40,8 +43,9 @@ struct factors {
     float root, epsilon; /* root = 1 / sqrt(correction2) */
 };
 
-static void adamw_part(float *weights, float *first_moment, float *second_moment, const float *gradients, int64_t count,
-                       const struct factors *f)
+/* The new weights are also stored in `computed` as elements, unless it is NULL. */
+VECTOR_FUNCTION void adamw_part(enum element element, float *weights, float *first_moment, float *second_moment,
+                                const float *gradients, void *computed, int64_t count, const struct factors *f)
 {
     for (int64_t i = 0; i < count; i += LANES) {
         const int64_t left = count - i;
@@ -51,12 +55,27 @@ static void adamw_part(float *weights, float *first_moment, float *second_moment
         const vfloat update = m * f->rate / (vsqrt(v) * f->root + f->epsilon);
         vstore_next(first_moment + i, left, m);
         vstore_next(second_moment + i, left, v);
-        vstore_next(weights + i, left, vload_next(weights + i, left, 0.0f) * f->keep - update);
+        const vfloat w = vload_next(weights + i, left, 0.0f) * f->keep - update;
+        vstore_next(weights + i, left, w);
+        if (computed != NULL)
+            vstore_next_as(element, computed, i, left, w);
     }
 }
 
+/* Elements begin ... end-1 of a range. */
+static void adamw_range(float *weights, float *first_moment, float *second_moment, const float *gradients,
+                        void *computed, const struct optimizer_range *range, int64_t begin, int64_t end,
+                        const struct factors *f)
+{
+    const int64_t moment = range->moment + begin;
+    const size_t before = (size_t)begin * element_bytes(range->element);
+    FOR_ELEMENT(range->element, adamw_part, weights + range->weight + begin, first_moment + moment,
+                second_moment + moment, gradients + range->gradient + begin,
+                computed == NULL ? NULL : (char *)computed + range->computed + before, end - begin, f);
+}
+
 void cpu_adamw(struct stream *stream, float *weights, float *first_moment, float *second_moment, const float *gradients,
-               const struct optimizer_range *ranges, int64_t range_count, const struct adamw *step)
+               void *computed, const struct optimizer_range *ranges, int64_t range_count, const struct adamw *step)
 {
     (void)stream;
     const struct factors decaying = {
@@ -85,11 +104,9 @@ void cpu_adamw(struct stream *stream, float *weights, float *first_moment, float
             const int64_t count = ranges[range].count;
             const int64_t begin = own.begin > before ? own.begin - before : 0;
             const int64_t end = own.end - before < count ? own.end - before : count;
-            const int64_t moment = ranges[range].moment + begin;
             if (begin < end)
-                adamw_part(weights + ranges[range].weight + begin, first_moment + moment, second_moment + moment,
-                           gradients + ranges[range].gradient + begin, end - begin,
-                           ranges[range].decay ? &decaying : &constant);
+                adamw_range(weights, first_moment, second_moment, gradients, computed, &ranges[range], begin, end,
+                            ranges[range].decay ? &decaying : &constant);
             before += count;
         }
     }

@@ -76,15 +76,41 @@ static inline __attribute__((unused)) void tile_add_transposed_product(float *c,
     tiles(c, c_row, a, 1, a_step, b, b_row, steps, columns, true);
 }
 
-/* to [padded_rows, padded] = scale * from [rows, width], zeros elsewhere; `padded` >= width is a multiple of LANES. */
-static inline __attribute__((unused)) void copy_padded(float *to, const float *from, int64_t from_row, int64_t rows,
-                                                       int64_t width, int64_t padded_rows, int64_t padded, float scale)
+/* The copies between panels, which are float32, and arrays of elements, from element `at` of these on; rows of an array
+ * are from_row or to_row elements apart. */
+VECTOR_FUNCTION void copy_rows_in(enum element element, float *to, const void *from, int64_t at, int64_t from_row,
+                                  int64_t rows, int64_t width, int64_t padded, float scale)
 {
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < width; i += LANES)
-            vstore(to + row * padded + i, vload_next(from + row * from_row + i, width - i, 0.0f) * scale);
+            vstore(to + row * padded + i,
+                   vload_next_as(element, from, at + row * from_row + i, width - i, 0.0f) * scale);
+}
+
+VECTOR_FUNCTION void copy_rows_out(enum element element, void *to, int64_t at, int64_t to_row, const float *from,
+                                   int64_t rows, int64_t width, int64_t padded, float scale)
+{
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < width; i += LANES)
+            vstore_next_as(element, to, at + row * to_row + i, width - i, vload(from + row * padded + i) * scale);
+}
+
+/* to [padded_rows, padded] = scale * from [rows, width], zeros elsewhere; `padded` >= width is a multiple of LANES. */
+static inline __attribute__((unused)) void copy_padded(enum element element, float *to, const void *from, int64_t at,
+                                                       int64_t from_row, int64_t rows, int64_t width,
+                                                       int64_t padded_rows, int64_t padded, float scale)
+{
+    FOR_ELEMENT(element, copy_rows_in, to, from, at, from_row, rows, width, padded, scale);
     if (padded_rows > rows)
         memset(to + rows * padded, 0, (size_t)((padded_rows - rows) * padded) * sizeof(float));
+}
+
+/* to [rows, width] = scale * from [rows, padded], rounded. */
+static inline __attribute__((unused)) void copy_back(enum element element, void *to, int64_t at, int64_t to_row,
+                                                     const float *from, int64_t rows, int64_t width, int64_t padded,
+                                                     float scale)
+{
+    FOR_ELEMENT(element, copy_rows_out, to, at, to_row, from, rows, width, padded, scale);
 }
 
 /* to [width, rows] = from [rows, width] transposed; both counts are multiples of LANES. */

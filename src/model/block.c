@@ -36,6 +36,7 @@ static void declare_matrix(struct declaration *out, const struct layer *layer, c
     struct parameter *parameter = declare_parameter(out, path, split, shape);
     parameter->stack_size = (int)model->layers;
     parameter->index = layer->index;
+    parameter->element = model->element;
     parameter->decay = true;
     parameter->initializer = INITIALIZE_NORMAL;
     parameter->deviation = deviation;
@@ -81,13 +82,14 @@ static void declare(const struct layer *layer, struct declaration *out)
 struct sizes {
     int64_t h, q, f;
     int64_t all, mine; /* rows R, S */
-    bool shared;       /* S differs from R: sums scatter, inputs are gathered */
+    enum element element;
+    bool shared; /* S differs from R: sums scatter, inputs are gathered */
     struct attention_shape attention;
 };
 
 static struct sizes sizes_of(const struct gpt2 *model, const struct circumstances *circumstances, int64_t sequences)
 {
-    struct sizes z = {.h = model->hidden, .all = sequences * model->sequence};
+    struct sizes z = {.h = model->hidden, .all = sequences * model->sequence, .element = model->element};
     int64_t heads = model->heads / circumstances->tensor;
     z.q = heads * model->head_size;
     z.f = model->ffn_hidden / circumstances->tensor;
@@ -100,23 +102,23 @@ static struct sizes sizes_of(const struct gpt2 *model, const struct circumstance
 /* What the backward needs of the forward. The results of matmuls and attention come first; `selective` recomputes
  * the rest. */
 struct activations {
-    float *qkv;                           /* [R, 3q] */
-    float *attended;                      /* [R, q] */
+    void *qkv;                            /* [R, 3q] */
+    void *attended;                       /* [R, q] */
     float *logsumexp;                     /* [sequences, heads, length] */
-    float *middle;                        /* [S, h]: x2 */
-    float *up;                            /* [R, f], before the GELU */
+    void *middle;                         /* [S, h]: x2 */
+    void *up;                             /* [R, f], before the GELU */
     float *mean1, *rstd1, *mean2, *rstd2; /* [S] */
-    float *norm1, *norm2;                 /* [S, h] */
-    float *gelu;                          /* [R, f] */
+    void *norm1, *norm2;                  /* [S, h] */
+    void *gelu;                           /* [R, f] */
 };
 
 static struct activations lay_matmul_results(const struct sizes *z, struct carve *carve)
 {
-    return (struct activations){.qkv = carve_floats(carve, z->all * 3 * z->q),
-                                .attended = carve_floats(carve, z->all * z->q),
+    return (struct activations){.qkv = carve_elements(carve, z->element, z->all * 3 * z->q),
+                                .attended = carve_elements(carve, z->element, z->all * z->q),
                                 .logsumexp = carve_floats(carve, z->all * z->attention.heads),
-                                .middle = carve_floats(carve, z->mine * z->h),
-                                .up = carve_floats(carve, z->all * z->f)};
+                                .middle = carve_elements(carve, z->element, z->mine * z->h),
+                                .up = carve_elements(carve, z->element, z->all * z->f)};
 }
 
 static void lay_rest(const struct sizes *z, struct carve *carve, struct activations *a)
@@ -125,9 +127,9 @@ static void lay_rest(const struct sizes *z, struct carve *carve, struct activati
     a->rstd1 = carve_floats(carve, z->mine);
     a->mean2 = carve_floats(carve, z->mine);
     a->rstd2 = carve_floats(carve, z->mine);
-    a->norm1 = carve_floats(carve, z->mine * z->h);
-    a->norm2 = carve_floats(carve, z->mine * z->h);
-    a->gelu = carve_floats(carve, z->all * z->f);
+    a->norm1 = carve_elements(carve, z->element, z->mine * z->h);
+    a->norm2 = carve_elements(carve, z->element, z->mine * z->h);
+    a->gelu = carve_elements(carve, z->element, z->all * z->f);
 }
 
 /* Kept are all activations, those of matmuls, or none. The others lie in the workspace during the forward; the backward
@@ -142,36 +144,36 @@ static struct activations lay_activations(const struct sizes *z, enum recompute_
 
 /* Gradients that the weight gradient needs. */
 struct gradients {
-    float *qkv;    /* [R, 3q] */
-    float *middle; /* [S, h] */
-    float *up;     /* [R, f] */
+    void *qkv;    /* [R, 3q] */
+    void *middle; /* [S, h] */
+    void *up;     /* [R, f] */
 };
 
 static struct gradients lay_gradients(const struct sizes *z, struct carve *pending)
 {
-    return (struct gradients){.qkv = carve_floats(pending, z->all * 3 * z->q),
-                              .middle = carve_floats(pending, z->mine * z->h),
-                              .up = carve_floats(pending, z->all * z->f)};
+    return (struct gradients){.qkv = carve_elements(pending, z->element, z->all * 3 * z->q),
+                              .middle = carve_elements(pending, z->element, z->mine * z->h),
+                              .up = carve_elements(pending, z->element, z->all * z->f)};
 }
 
 /* Buffers of one call. */
 struct workspace {
-    float *whole1, *whole2; /* [R, h]: gathered rows, or rows before a scattering sum; NULL unless z.shared */
-    float *rows;            /* [S, h]: gradient behind a norm */
-    float *attended;        /* [R, q]: gradient of the attention's output */
-    void *attention;        /* of the attention kernels */
+    void *whole1, *whole2; /* [R, h]: gathered rows, or rows before a scattering sum; NULL unless z.shared */
+    void *rows;            /* [S, h]: gradient behind a norm */
+    void *attended;        /* [R, q]: gradient of the attention's output */
+    void *attention;       /* of the attention kernels */
 };
 
 static struct workspace lay_workspace(const struct sizes *z, const struct device *device, struct carve *carve)
 {
     struct workspace w = {0};
     if (z->shared) {
-        w.whole1 = carve_floats(carve, z->all * z->h);
-        w.whole2 = carve_floats(carve, z->all * z->h);
+        w.whole1 = carve_elements(carve, z->element, z->all * z->h);
+        w.whole2 = carve_elements(carve, z->element, z->all * z->h);
     }
-    w.rows = carve_floats(carve, z->mine * z->h);
-    w.attended = carve_floats(carve, z->all * z->q);
-    w.attention = carve_bytes(carve, device->attention_workspace(&z->attention));
+    w.rows = carve_elements(carve, z->element, z->mine * z->h);
+    w.attended = carve_elements(carve, z->element, z->all * z->q);
+    w.attention = carve_bytes(carve, device->attention_workspace(z->element, &z->attention));
     return w;
 }
 
@@ -207,22 +209,24 @@ static void activate(const struct context *context, const struct passage *p, con
 {
     const struct device *device = context->device;
     struct stream *stream = context->stream;
-    device->norm(stream, a->norm1, a->mean1, a->rstd1, p->in[0], p->weights[NORM1_WEIGHT], p->weights[NORM1_BIAS],
-                 z->mine, z->h, epsilon);
-    const float *norm1 = context_tensor_gather(context, a->norm1, w->whole1, z->all, z->h);
-    device->linear(stream, a->qkv, NULL, norm1, p->weights[QKV_WEIGHT], p->weights[QKV_BIAS], z->all, z->h, 3 * z->q);
+    device->norm(stream, z->element, a->norm1, a->mean1, a->rstd1, p->in[0], p->weights[NORM1_WEIGHT],
+                 p->weights[NORM1_BIAS], z->mine, z->h, epsilon);
+    const void *norm1 = context_tensor_gather(context, z->element, a->norm1, w->whole1, z->all, z->h);
+    device->linear(stream, z->element, a->qkv, NULL, norm1, p->weights[QKV_WEIGHT], p->weights[QKV_BIAS], z->all, z->h,
+                   3 * z->q);
     context_progress(context);
-    device->attention(stream, a->attended, a->logsumexp, a->qkv, &z->attention, w->attention);
+    device->attention(stream, z->element, a->attended, a->logsumexp, a->qkv, &z->attention, w->attention);
     context_progress(context);
-    float *whole = z->shared ? w->whole1 : a->middle;
-    device->linear(stream, whole, NULL, a->attended, p->weights[OUTPUT_WEIGHT], NULL, z->all, z->q, z->h);
-    context_tensor_sum(context, a->middle, whole, z->all, z->h);
-    device->add_residual_norm(stream, a->middle, a->norm2, a->mean2, a->rstd2, p->in[0], a->middle,
+    void *whole = z->shared ? w->whole1 : a->middle;
+    device->linear(stream, z->element, whole, NULL, a->attended, p->weights[OUTPUT_WEIGHT], NULL, z->all, z->q, z->h);
+    context_tensor_sum(context, z->element, a->middle, whole, z->all, z->h);
+    device->add_residual_norm(stream, z->element, a->middle, a->norm2, a->mean2, a->rstd2, p->in[0], a->middle,
                               p->weights[OUTPUT_BIAS], p->weights[NORM2_WEIGHT], p->weights[NORM2_BIAS], z->mine, z->h,
                               epsilon);
     context_progress(context);
-    const float *norm2 = context_tensor_gather(context, a->norm2, w->whole1, z->all, z->h);
-    device->linear(stream, a->up, a->gelu, norm2, p->weights[UP_WEIGHT], p->weights[UP_BIAS], z->all, z->h, z->f);
+    const void *norm2 = context_tensor_gather(context, z->element, a->norm2, w->whole1, z->all, z->h);
+    device->linear(stream, z->element, a->up, a->gelu, norm2, p->weights[UP_WEIGHT], p->weights[UP_BIAS], z->all, z->h,
+                   z->f);
     context_progress(context);
 }
 
@@ -234,10 +238,12 @@ static void forward(const struct layer *layer, const struct context *context, co
     const struct workspace w = lay_workspace(&z, context->device, &work);
     const struct activations a = lay_activations(&z, context->circumstances.recompute, &kept, &work);
     activate(context, p, &z, &a, &w, model->norm_epsilon);
-    float *whole = z.shared ? w.whole1 : p->out[0];
-    context->device->linear(context->stream, whole, NULL, a.gelu, p->weights[DOWN_WEIGHT], NULL, z.all, z.f, z.h);
-    context_tensor_sum(context, p->out[0], whole, z.all, z.h);
-    context->device->add_residual(context->stream, p->out[0], a.middle, p->out[0], p->weights[DOWN_BIAS], z.mine, z.h);
+    void *whole = z.shared ? w.whole1 : p->out[0];
+    context->device->linear(context->stream, z.element, whole, NULL, a.gelu, p->weights[DOWN_WEIGHT], NULL, z.all, z.f,
+                            z.h);
+    context_tensor_sum(context, z.element, p->out[0], whole, z.all, z.h);
+    context->device->add_residual(context->stream, z.element, p->out[0], a.middle, p->out[0], p->weights[DOWN_BIAS],
+                                  z.mine, z.h);
 }
 
 /* Brings back what the forward did not keep. */
@@ -249,11 +255,11 @@ static void recompute(const struct context *context, const struct passage *p, co
     case RECOMPUTE_NONE:
         break;
     case RECOMPUTE_SELECTIVE:
-        device->norm(context->stream, a->norm1, a->mean1, a->rstd1, p->in[0], p->weights[NORM1_WEIGHT],
+        device->norm(context->stream, z->element, a->norm1, a->mean1, a->rstd1, p->in[0], p->weights[NORM1_WEIGHT],
                      p->weights[NORM1_BIAS], z->mine, z->h, epsilon);
-        device->norm(context->stream, a->norm2, a->mean2, a->rstd2, a->middle, p->weights[NORM2_WEIGHT],
+        device->norm(context->stream, z->element, a->norm2, a->mean2, a->rstd2, a->middle, p->weights[NORM2_WEIGHT],
                      p->weights[NORM2_BIAS], z->mine, z->h, epsilon);
-        device->gelu(context->stream, a->gelu, a->up, z->all * z->f);
+        device->gelu(context->stream, z->element, a->gelu, a->up, z->all * z->f);
         break;
     case RECOMPUTE_FULL:
         activate(context, p, z, a, w, epsilon);
@@ -273,28 +279,30 @@ static void backward_input(const struct layer *layer, const struct context *cont
     const struct gradients g = lay_gradients(&z, &pending);
     recompute(context, p, &z, &a, &w, model->norm_epsilon);
 
-    const float *dy = context_tensor_gather(context, p->out_gradient[0], w.whole1, z.all, z.h);
-    device->linear_input_gradient(stream, g.up, dy, p->weights[DOWN_WEIGHT], z.all, z.f, z.h);
+    const void *dy = context_tensor_gather(context, z.element, p->out_gradient[0], w.whole1, z.all, z.h);
+    device->linear_input_gradient(stream, z.element, g.up, dy, p->weights[DOWN_WEIGHT], z.all, z.f, z.h);
     context_progress(context);
-    device->gelu_gradient(stream, g.up, g.up, a.up, z.all * z.f);
-    float *whole = z.shared ? w.whole1 : w.rows;
-    device->linear_input_gradient(stream, whole, g.up, p->weights[UP_WEIGHT], z.all, z.h, z.f);
+    device->gelu_gradient(stream, z.element, g.up, g.up, a.up, z.all * z.f);
+    void *whole = z.shared ? w.whole1 : w.rows;
+    device->linear_input_gradient(stream, z.element, whole, g.up, p->weights[UP_WEIGHT], z.all, z.h, z.f);
     context_progress(context);
-    context_tensor_sum(context, w.rows, whole, z.all, z.h);
-    device->norm_gradient(stream, g.middle, p->gradients[NORM2_WEIGHT], p->gradients[NORM2_BIAS], w.rows,
+    context_tensor_sum(context, z.element, w.rows, whole, z.all, z.h);
+    device->norm_gradient(stream, z.element, g.middle, p->gradients[NORM2_WEIGHT], p->gradients[NORM2_BIAS], w.rows,
                           p->out_gradient[0], a.middle, a.mean2, a.rstd2, p->weights[NORM2_WEIGHT], z.mine, z.h,
                           p->accumulate);
 
-    const float *dmiddle = context_tensor_gather(context, g.middle, w.whole1, z.all, z.h);
-    device->linear_input_gradient(stream, w.attended, dmiddle, p->weights[OUTPUT_WEIGHT], z.all, z.q, z.h);
+    const void *dmiddle = context_tensor_gather(context, z.element, g.middle, w.whole1, z.all, z.h);
+    device->linear_input_gradient(stream, z.element, w.attended, dmiddle, p->weights[OUTPUT_WEIGHT], z.all, z.q, z.h);
     context_progress(context);
-    device->attention_gradient(stream, g.qkv, w.attended, a.qkv, a.attended, a.logsumexp, &z.attention, w.attention);
+    device->attention_gradient(stream, z.element, g.qkv, w.attended, a.qkv, a.attended, a.logsumexp, &z.attention,
+                               w.attention);
     context_progress(context);
-    device->linear_input_gradient(stream, whole, g.qkv, p->weights[QKV_WEIGHT], z.all, z.h, 3 * z.q);
+    device->linear_input_gradient(stream, z.element, whole, g.qkv, p->weights[QKV_WEIGHT], z.all, z.h, 3 * z.q);
     context_progress(context);
-    context_tensor_sum(context, w.rows, whole, z.all, z.h);
-    device->norm_gradient(stream, p->in_gradient[0], p->gradients[NORM1_WEIGHT], p->gradients[NORM1_BIAS], w.rows,
-                          g.middle, p->in[0], a.mean1, a.rstd1, p->weights[NORM1_WEIGHT], z.mine, z.h, p->accumulate);
+    context_tensor_sum(context, z.element, w.rows, whole, z.all, z.h);
+    device->norm_gradient(stream, z.element, p->in_gradient[0], p->gradients[NORM1_WEIGHT], p->gradients[NORM1_BIAS],
+                          w.rows, g.middle, p->in[0], a.mean1, a.rstd1, p->weights[NORM1_WEIGHT], z.mine, z.h,
+                          p->accumulate);
 }
 
 static void backward_weight(const struct layer *layer, const struct context *context, const struct passage *p)
@@ -307,22 +315,23 @@ static void backward_weight(const struct layer *layer, const struct context *con
     const struct activations a = lay_activations(&z, context->circumstances.recompute, &kept, &pending);
     const struct gradients g = lay_gradients(&z, &pending);
 
-    const float *dy = context_tensor_gather(context, p->out_gradient[0], w.whole1, z.all, z.h);
-    device->linear_weight_gradient(stream, p->gradients[DOWN_WEIGHT], NULL, dy, a.gelu, z.all, z.f, z.h, p->accumulate);
-    device->column_sums(stream, p->gradients[DOWN_BIAS], p->out_gradient[0], z.mine, z.h, p->accumulate);
-    context_progress(context);
-    const float *norm2 = context_tensor_gather(context, a.norm2, w.whole2, z.all, z.h);
-    device->linear_weight_gradient(stream, p->gradients[UP_WEIGHT], p->gradients[UP_BIAS], g.up, norm2, z.all, z.h, z.f,
+    const void *dy = context_tensor_gather(context, z.element, p->out_gradient[0], w.whole1, z.all, z.h);
+    device->linear_weight_gradient(stream, z.element, p->gradients[DOWN_WEIGHT], NULL, dy, a.gelu, z.all, z.f, z.h,
                                    p->accumulate);
+    device->column_sums(stream, z.element, p->gradients[DOWN_BIAS], p->out_gradient[0], z.mine, z.h, p->accumulate);
     context_progress(context);
-    const float *dmiddle = context_tensor_gather(context, g.middle, w.whole1, z.all, z.h);
-    device->linear_weight_gradient(stream, p->gradients[OUTPUT_WEIGHT], NULL, dmiddle, a.attended, z.all, z.q, z.h,
-                                   p->accumulate);
-    device->column_sums(stream, p->gradients[OUTPUT_BIAS], g.middle, z.mine, z.h, p->accumulate);
+    const void *norm2 = context_tensor_gather(context, z.element, a.norm2, w.whole2, z.all, z.h);
+    device->linear_weight_gradient(stream, z.element, p->gradients[UP_WEIGHT], p->gradients[UP_BIAS], g.up, norm2,
+                                   z.all, z.h, z.f, p->accumulate);
     context_progress(context);
-    const float *norm1 = context_tensor_gather(context, a.norm1, w.whole2, z.all, z.h);
-    device->linear_weight_gradient(stream, p->gradients[QKV_WEIGHT], p->gradients[QKV_BIAS], g.qkv, norm1, z.all, z.h,
-                                   3 * z.q, p->accumulate);
+    const void *dmiddle = context_tensor_gather(context, z.element, g.middle, w.whole1, z.all, z.h);
+    device->linear_weight_gradient(stream, z.element, p->gradients[OUTPUT_WEIGHT], NULL, dmiddle, a.attended, z.all,
+                                   z.q, z.h, p->accumulate);
+    device->column_sums(stream, z.element, p->gradients[OUTPUT_BIAS], g.middle, z.mine, z.h, p->accumulate);
+    context_progress(context);
+    const void *norm1 = context_tensor_gather(context, z.element, a.norm1, w.whole2, z.all, z.h);
+    device->linear_weight_gradient(stream, z.element, p->gradients[QKV_WEIGHT], p->gradients[QKV_BIAS], g.qkv, norm1,
+                                   z.all, z.h, 3 * z.q, p->accumulate);
     context_progress(context);
 }
 

@@ -29,7 +29,7 @@ static int check_boundaries(const struct model *model, int layer, struct err *er
         const struct boundary *after = &here->after[i];
         const struct boundary *same = find_boundary(before, after->name);
         if (!after->written && (!same || same->width != after->width ||
-                                same->rows_per_sequence != after->rows_per_sequence || same->type != after->type))
+                                same->rows_per_sequence != after->rows_per_sequence || same->element != after->element))
             return err_set(err, "layer %d (%s) lets '%s' pass, which does not come to it in that shape", layer, kind,
                            after->name);
     }
@@ -59,7 +59,7 @@ int model_declare(struct model *model, struct err *err)
 
 struct boundary gpt2_residual(const struct gpt2 *model)
 {
-    return (struct boundary){"residual", model->sequence, model->hidden, ELEMENT_FLOAT32, true};
+    return (struct boundary){"residual", model->sequence, model->hidden, model->element, true};
 }
 
 static int create_gpt2(struct model *model, const struct settings *settings, struct err *err)
@@ -74,6 +74,7 @@ static int create_gpt2(struct model *model, const struct settings *settings, str
                           .sequence = settings->model.sequence,
                           .vocabulary = settings->model.vocabulary,
                           .tied_embeddings = settings->model.tied_embeddings,
+                          .element = settings->run.precision == PRECISION_BF16 ? ELEMENT_BFLOAT16 : ELEMENT_FLOAT32,
                           .norm_epsilon = settings->model.norm_epsilon,
                           .init_std = settings->model.init_std};
     int blocks = (int)gpt2->layers;

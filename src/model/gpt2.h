@@ -8,6 +8,7 @@
 struct gpt2 {
     int64_t layers, hidden, heads, head_size, ffn_hidden, sequence, vocabulary;
     bool tied_embeddings;
+    enum element element; /* of activations, matrices and embeddings; biases and norms are float32 */
     double norm_epsilon, init_std;
 };
 

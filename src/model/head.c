@@ -22,6 +22,7 @@ static void declare(const struct layer *layer, struct declaration *out)
     declare_parameter(out, "final_norm/bias", -1, (int64_t[]){model->hidden, 0});
     struct parameter *head = declare_parameter(out, model->tied_embeddings ? "embedding/token" : "head/weight", 0,
                                                (int64_t[]){model->vocabulary, model->hidden, 0});
+    head->element = model->element;
     head->decay = true;
     head->initializer = INITIALIZE_NORMAL;
     head->deviation = model->init_std;
@@ -33,6 +34,7 @@ struct sizes {
     struct share words;   /* of the vocabulary */
     bool shared;          /* rows are shared out */
     bool keep_gradient;   /* the logits' gradient stays from forward to backward */
+    enum element element;
 };
 
 static struct sizes sizes_of(const struct gpt2 *model, const struct circumstances *circumstances, int64_t sequences)
@@ -43,17 +45,18 @@ static struct sizes sizes_of(const struct gpt2 *model, const struct circumstance
                           .mine = context_rows(circumstances, rows).count,
                           .words = share_of(model->vocabulary, circumstances->tensor, circumstances->t),
                           .shared = circumstances->sequence_parallel && circumstances->tensor > 1,
-                          .keep_gradient = circumstances->live <= 1};
+                          .keep_gradient = circumstances->live <= 1,
+                          .element = model->element};
 }
 
 struct buffers {
     float *mean, *rstd; /* [S] */
-    float *norm;        /* [S, h] */
-    float *logits;      /* [R, words], then their gradient */
+    void *norm;         /* [S, h] */
+    void *logits;       /* [R, words], then their gradient */
     float *losses;      /* [R]: where they are computed again, to be thrown away */
     float *statistics;  /* [T, R, 3] */
-    float *whole;       /* [R, h]: gathered rows, or rows before a scattering sum; NULL unless shared */
-    float *rows;        /* [S, h]: gradient behind the norm */
+    void *whole;        /* [R, h]: gathered rows, or rows before a scattering sum; NULL unless shared */
+    void *rows;         /* [S, h]: gradient behind the norm */
 };
 
 /* The norm's results are kept unless the mode recomputes them. */
@@ -64,13 +67,13 @@ static struct buffers lay_buffers(const struct sizes *z, const struct circumstan
     struct carve *norm = circumstances->recompute == RECOMPUTE_NONE ? kept : pending;
     b.mean = carve_floats(norm, z->mine);
     b.rstd = carve_floats(norm, z->mine);
-    b.norm = carve_floats(norm, z->mine * z->h);
-    b.logits = carve_floats(z->keep_gradient ? kept : pending, z->all * z->words.count);
+    b.norm = carve_elements(norm, z->element, z->mine * z->h);
+    b.logits = carve_elements(z->keep_gradient ? kept : pending, z->element, z->all * z->words.count);
     b.losses = carve_floats(workspace, z->all);
     b.statistics = carve_floats(workspace, circumstances->tensor * z->all * 3);
     if (z->shared)
-        b.whole = carve_floats(workspace, z->all * z->h);
-    b.rows = carve_floats(workspace, z->mine * z->h);
+        b.whole = carve_elements(workspace, z->element, z->all * z->h);
+    b.rows = carve_elements(workspace, z->element, z->mine * z->h);
     return b;
 }
 
@@ -93,24 +96,25 @@ static void normalize(const struct layer *layer, const struct context *context, 
                       const struct sizes *z, const struct buffers *b)
 {
     const struct gpt2 *model = layer->model;
-    context->device->norm(context->stream, b->norm, b->mean, b->rstd, p->in[0], p->weights[NORM_WEIGHT],
+    context->device->norm(context->stream, z->element, b->norm, b->mean, b->rstd, p->in[0], p->weights[NORM_WEIGHT],
                           p->weights[NORM_BIAS], z->mine, z->h, model->norm_epsilon);
 }
 
 /* losses [R] and, unless `gradient` is NULL, the logits' gradient in their place. */
 static void cross_entropy(const struct context *context, const struct passage *p, const struct sizes *z,
-                          const struct buffers *b, float *losses, float *gradient)
+                          const struct buffers *b, float *losses, void *gradient)
 {
     const struct device *device = context->device;
     struct communicator *tensor = context->tensor;
-    const float *norm = context_tensor_gather(context, b->norm, b->whole, z->all, z->h);
-    device->linear(context->stream, b->logits, NULL, norm, p->weights[HEAD_WEIGHT], NULL, z->all, z->h, z->words.count);
+    const void *norm = context_tensor_gather(context, z->element, b->norm, b->whole, z->all, z->h);
+    device->linear(context->stream, z->element, b->logits, NULL, norm, p->weights[HEAD_WEIGHT], NULL, z->all, z->h,
+                   z->words.count);
     context_progress(context);
     float *mine = b->statistics + tensor->rank * z->all * 3;
-    device->cross_entropy_statistics(context->stream, mine, b->logits, p->fields[0], z->all, z->words.first,
+    device->cross_entropy_statistics(context->stream, z->element, mine, b->logits, p->fields[0], z->all, z->words.first,
                                      z->words.count);
     context_tensor_collect(context, b->statistics, z->all * 3);
-    device->cross_entropy(context->stream, losses, gradient, b->logits, p->fields[0], b->statistics, z->all,
+    device->cross_entropy(context->stream, z->element, losses, gradient, b->logits, p->fields[0], b->statistics, z->all,
                           z->words.first, z->words.count, tensor->size, context->loss_scale);
     context_progress(context);
 }
@@ -138,12 +142,12 @@ static void backward_input(const struct layer *layer, const struct context *cont
         normalize(layer, context, p, &z, &b);
     if (!z.keep_gradient)
         cross_entropy(context, p, &z, &b, b.losses, b.logits);
-    float *whole = z.shared ? b.whole : b.rows;
-    context->device->linear_input_gradient(context->stream, whole, b.logits, p->weights[HEAD_WEIGHT], z.all, z.h,
-                                           z.words.count);
+    void *whole = z.shared ? b.whole : b.rows;
+    context->device->linear_input_gradient(context->stream, z.element, whole, b.logits, p->weights[HEAD_WEIGHT], z.all,
+                                           z.h, z.words.count);
     context_progress(context);
-    context_tensor_sum(context, b.rows, whole, z.all, z.h);
-    context->device->norm_gradient(context->stream, p->in_gradient[0], p->gradients[NORM_WEIGHT],
+    context_tensor_sum(context, z.element, b.rows, whole, z.all, z.h);
+    context->device->norm_gradient(context->stream, z.element, p->in_gradient[0], p->gradients[NORM_WEIGHT],
                                    p->gradients[NORM_BIAS], b.rows, NULL, p->in[0], b.mean, b.rstd,
                                    p->weights[NORM_WEIGHT], z.mine, z.h, p->accumulate);
 }
@@ -152,9 +156,9 @@ static void backward_weight(const struct layer *layer, const struct context *con
 {
     const struct sizes z = sizes_of(layer->model, &context->circumstances, p->sequences);
     const struct buffers b = backward_buffers(&z, context, p);
-    const float *norm = context_tensor_gather(context, b.norm, b.whole, z.all, z.h);
-    context->device->linear_weight_gradient(context->stream, p->gradients[HEAD_WEIGHT], NULL, b.logits, norm, z.all,
-                                            z.h, z.words.count, p->accumulate);
+    const void *norm = context_tensor_gather(context, z.element, b.norm, b.whole, z.all, z.h);
+    context->device->linear_weight_gradient(context->stream, z.element, p->gradients[HEAD_WEIGHT], NULL, b.logits, norm,
+                                            z.all, z.h, z.words.count, p->accumulate);
     context_progress(context);
 }
 

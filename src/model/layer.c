@@ -23,7 +23,7 @@ struct share context_rows(const struct circumstances *circumstances, int64_t row
 size_t boundary_bytes(const struct boundary *boundary, const struct circumstances *circumstances, int64_t sequences)
 {
     struct share rows = context_rows(circumstances, sequences * boundary->rows_per_sequence);
-    return (size_t)(rows.count * boundary->width) * sizeof(float);
+    return (size_t)(rows.count * boundary->width) * element_bytes(boundary->element);
 }
 
 void context_progress(const struct context *context)
@@ -44,7 +44,8 @@ static size_t counts_bytes(const struct communicator *tensor)
     return ((size_t)tensor->size * sizeof(int64_t) + 63) / 64 * 64;
 }
 
-void context_tensor_sum(const struct context *context, float *mine, float *whole, int64_t rows, int64_t width)
+void context_tensor_sum(const struct context *context, enum element element, void *mine, void *whole, int64_t rows,
+                        int64_t width)
 {
     struct communicator *tensor = context->tensor;
     if (tensor->size == 1)
@@ -53,20 +54,20 @@ void context_tensor_sum(const struct context *context, float *mine, float *whole
     void *scratch = (char *)context->tensor_scratch + counts_bytes(tensor);
     if (context->circumstances.sequence_parallel) {
         row_counts(context, counts, rows, width);
-        tensor->ops->reduce_scatter(tensor, mine, whole, counts, scratch);
+        tensor->ops->reduce_scatter(tensor, element, mine, whole, counts, scratch);
     } else {
-        tensor->ops->all_reduce(tensor, whole, rows * width, scratch);
+        tensor->ops->all_reduce(tensor, element, whole, rows * width, scratch);
     }
 }
 
-const float *context_tensor_gather(const struct context *context, const float *mine, float *whole, int64_t rows,
-                                   int64_t width)
+const void *context_tensor_gather(const struct context *context, enum element element, const void *mine, void *whole,
+                                  int64_t rows, int64_t width)
 {
     if (!context->circumstances.sequence_parallel || context->tensor->size == 1)
         return mine;
     int64_t *counts = context->tensor_scratch;
     row_counts(context, counts, rows, width);
-    context->tensor->ops->all_gather(context->tensor, whole, mine, counts);
+    context->tensor->ops->all_gather(context->tensor, whole, mine, counts, element_bytes(element));
     return whole;
 }
 
@@ -78,14 +79,14 @@ void context_tensor_collect(const struct context *context, float *all, int64_t c
     int64_t *counts = context->tensor_scratch;
     for (int rank = 0; rank < tensor->size; rank++)
         counts[rank] = count;
-    tensor->ops->all_gather(tensor, all, all + tensor->rank * count, counts);
+    tensor->ops->all_gather(tensor, all, all + tensor->rank * count, counts, sizeof *all);
 }
 
 size_t context_tensor_scratch(const struct communicator *tensor, int64_t rows, int64_t width)
 {
     if (tensor->size == 1)
         return 0;
-    size_t sum = tensor->ops->sum_scratch(tensor, rows * width, communicator_one_each(tensor));
+    size_t sum = tensor->ops->sum_scratch(tensor, ELEMENT_FLOAT32, rows * width, communicator_one_each(tensor));
     size_t scatter = (size_t)(tensor->size * share_of(rows, tensor->size, 0).count * width) * sizeof(float);
     return counts_bytes(tensor) + (sum > scatter ? sum : scatter);
 }
@@ -97,9 +98,14 @@ void *carve_bytes(struct carve *carve, size_t bytes)
     return place;
 }
 
+void *carve_elements(struct carve *carve, enum element element, int64_t count)
+{
+    return carve_bytes(carve, (size_t)count * element_bytes(element));
+}
+
 float *carve_floats(struct carve *carve, int64_t count)
 {
-    return carve_bytes(carve, (size_t)count * sizeof(float));
+    return carve_elements(carve, ELEMENT_FLOAT32, count);
 }
 
 struct parameter *declare_parameter(struct declaration *out, const char *path, int split, const int64_t *shape)

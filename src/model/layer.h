@@ -35,22 +35,19 @@ struct parameter {
     int index;      /* of this layer in the stack */
     int axes;
     int64_t shape[PARAMETER_MAX_AXES];
-    int split;  /* axis that is split over the tensor ranks, -1: every one holds all of it */
-    bool decay; /* weight decay applies */
+    int split;            /* axis that is split over the tensor ranks, -1: every one holds all of it */
+    enum element element; /* in which the layers read it; the optimizer keeps float32 beside anything else */
+    bool decay;           /* weight decay applies */
     enum initializer initializer;
     double deviation; /* of INITIALIZE_NORMAL */
     bool tied;        /* parameters with equal path and index in several layers are one: their gradients add up */
-};
-
-enum element_type {
-    ELEMENT_FLOAT32
 };
 
 /* A tensor that crosses the boundary behind a layer. */
 struct boundary {
     const char *name;
     int64_t rows_per_sequence, width;
-    enum element_type type;
+    enum element element;
     bool written; /* by this layer; otherwise it passes through from the boundary before */
 };
 
@@ -105,16 +102,16 @@ struct context {
 
 /* One microbatch going through one layer. */
 struct passage {
-    int64_t sequences;                                /* in this microbatch, at most circumstances.sequences */
-    const float *in[LAYER_MAX_BOUNDARIES];            /* as declared in reads; valid until the weight gradient */
-    float *out[LAYER_MAX_BOUNDARIES];                 /* as declared in after; only the written ones */
-    const float *out_gradient[LAYER_MAX_BOUNDARIES];  /* likewise; valid until the weight gradient */
-    float *in_gradient[LAYER_MAX_BOUNDARIES];         /* as declared in reads: to be written */
-    const float *pass_gradient[LAYER_MAX_BOUNDARIES]; /* likewise: what to add where the tensor also passes, or NULL */
-    const int32_t *fields[LAYER_MAX_FIELDS];          /* as declared */
-    float *losses;                                    /* [rows] of the layer that declares the loss */
-    const float *const *weights;                      /* as declared in parameters, this tensor rank's shares */
-    float *const *gradients;                          /* likewise */
+    int64_t sequences;                               /* in this microbatch, at most circumstances.sequences */
+    const void *in[LAYER_MAX_BOUNDARIES];            /* as declared in reads; valid until the weight gradient */
+    void *out[LAYER_MAX_BOUNDARIES];                 /* as declared in after; only the written ones */
+    const void *out_gradient[LAYER_MAX_BOUNDARIES];  /* likewise; valid until the weight gradient */
+    void *in_gradient[LAYER_MAX_BOUNDARIES];         /* as declared in reads: to be written */
+    const void *pass_gradient[LAYER_MAX_BOUNDARIES]; /* likewise: what to add where the tensor also passes, or NULL */
+    const int32_t *fields[LAYER_MAX_FIELDS];         /* as declared */
+    float *losses;                                   /* [rows] of the layer that declares the loss */
+    const void *const *weights;                      /* as declared in parameters, this tensor rank's shares */
+    float *const *gradients;                         /* likewise */
     void *kept, *pending;
     bool accumulate; /* false for the first call of its kind in a step: gradients of weights are written, not added */
 };
@@ -154,12 +151,13 @@ void context_progress(const struct context *context);
 
 /* Sums over tensor ranks of whole [rows, width]: with sequence parallelism this rank's rows of the sum go to mine;
  * otherwise whole is replaced by the sum, and mine must be whole. */
-void context_tensor_sum(const struct context *context, float *mine, float *whole, int64_t rows, int64_t width);
+void context_tensor_sum(const struct context *context, enum element element, void *mine, void *whole, int64_t rows,
+                        int64_t width);
 
 /* All rows from the tensor ranks' shares: with sequence parallelism gathers into whole and returns it, otherwise
  * returns mine. */
-const float *context_tensor_gather(const struct context *context, const float *mine, float *whole, int64_t rows,
-                                   int64_t width);
+const void *context_tensor_gather(const struct context *context, enum element element, const void *mine, void *whole,
+                                  int64_t rows, int64_t width);
 
 /* Every tensor rank has written its part [rank] of all [tensor ranks, count]: afterwards all have all of it. */
 void context_tensor_collect(const struct context *context, float *all, int64_t count);
@@ -174,6 +172,7 @@ struct carve {
     size_t used;
 };
 void *carve_bytes(struct carve *carve, size_t bytes);
+void *carve_elements(struct carve *carve, enum element element, int64_t count);
 float *carve_floats(struct carve *carve, int64_t count);
 
 /* Fills in one parameter; returns it for what is seldom set. `shape` ends with 0. */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
 #include "base/memory.h"
 #include "base/random.h"
 
@@ -38,6 +39,8 @@ static int number_parameters(const struct model *model, int *numbers, bool *owne
             while (end < end_count && !parameters_same(ends[end].parameter, parameter))
                 end++;
             owners[at] = !parameter->tied || end == end_count;
+            if (!owners[at] && ends[end].parameter->element != parameter->element)
+                fatal("the ends of the tied parameter %s are read in different types", parameter->path);
             numbers[at] = owners[at] ? count++ : ends[end].number;
             if (parameter->tied && end == end_count)
                 ends[end_count++] = (struct end){parameter, numbers[at]};
@@ -81,6 +84,31 @@ static const struct parameter_share *earlier_end(const struct parameters *parame
 static int64_t align(int64_t offset)
 {
     return (offset + LAYER_ALIGNMENT - 1) / LAYER_ALIGNMENT * LAYER_ALIGNMENT;
+}
+
+/* Places every share in an arena for computations, which is dropped again when all of them are float32. */
+static void place_computed(struct parameters *parameters)
+{
+    bool apart = false;
+    int64_t end = 0; /* bytes */
+    for (int local = 0; local < parameters->local_layers; local++)
+        for (int i = parameters->layer_first[local]; i < parameters->layer_first[local + 1]; i++) {
+            struct parameter_share *share = &parameters->shares[i];
+            const enum element element = share->parameter->element;
+            apart = apart || element != ELEMENT_FLOAT32;
+            const struct parameter_share *tied = earlier_end(parameters, i, share->parameter);
+            if (tied) {
+                share->computed = tied->computed;
+                continue;
+            }
+            if (i == parameters->layer_first[local] || parameters->shares[i - 1].parameter->element != element)
+                end = (end + 63) / 64 * 64;
+            share->computed = end;
+            end += share->count * (int64_t)element_bytes(element);
+        }
+    parameters->computed_bytes = apart ? (size_t)(end + 63) / 64 * 64 : 0;
+    for (int i = 0; i < parameters->count && !apart; i++)
+        parameters->shares[i].computed = parameters->shares[i].weight * (int64_t)sizeof(float);
 }
 
 void parameters_create(struct parameters *parameters, const struct model *model, const struct slice *slices,
@@ -128,6 +156,7 @@ void parameters_create(struct parameters *parameters, const struct model *model,
             parameters->shares[i].gradient = parameters->gradient_elements;
             parameters->gradient_elements = align(parameters->gradient_elements + parameters->shares[i].count);
         }
+    place_computed(parameters);
     free(numbers);
     free(owners);
 }
@@ -176,32 +205,26 @@ int64_t parameters_in_layers(const struct model *model, int first, int last)
     return total;
 }
 
-static void initialize_share(const struct parameter_share *share, uint64_t seed, float *weights)
+void parameters_initialize(const struct parameter_share *share, uint64_t seed, int64_t first, int64_t count,
+                           float *weights)
 {
     const struct parameter *parameter = share->parameter;
-    uint64_t key = random_key(seed, parameter->path);
-    int64_t stacked = parameter->stack_size ? parameter->index * elements_of(parameter) : 0;
-    int64_t run = share->split.count * share->inner; /* consecutive in memory and in the logical tensor */
-    for (int64_t outer = 0; outer < share->outer; outer++) {
-        int64_t logical = stacked + (outer * share->split_size + share->split.first) * share->inner;
-        float *out = weights + share->weight + outer * run;
+    const uint64_t key = random_key(seed, parameter->path);
+    const int64_t stacked = parameter->stack_size ? parameter->index * elements_of(parameter) : 0;
+    const int64_t run = share->split.count * share->inner; /* consecutive in memory and in the logical tensor */
+    for (int64_t done = 0, piece; done < count; done += piece) {
+        const int64_t outer = (first + done) / run, within = (first + done) % run;
+        const int64_t logical = stacked + (outer * share->split_size + share->split.first) * share->inner + within;
+        piece = run - within < count - done ? run - within : count - done;
         switch (parameter->initializer) {
         case INITIALIZE_NORMAL:
-            random_normal(key, logical, run, parameter->deviation, out);
+            random_normal(key, logical, piece, parameter->deviation, weights + done);
             break;
         case INITIALIZE_ZEROS:
         case INITIALIZE_ONES:
-            for (int64_t i = 0; i < run; i++)
-                out[i] = parameter->initializer == INITIALIZE_ONES ? 1 : 0;
+            for (int64_t i = 0; i < piece; i++)
+                weights[done + i] = parameter->initializer == INITIALIZE_ONES ? 1 : 0;
             break;
         }
     }
-}
-
-void parameters_initialize(const struct parameters *parameters, uint64_t seed, float *weights)
-{
-    memset(weights, 0, (size_t)parameters->weight_elements * sizeof *weights);
-    for (int i = 0; i < parameters->count; i++)
-        if (parameters->shares[i].gradient == parameters->shares[i].weight)
-            initialize_share(&parameters->shares[i], seed, weights);
 }

@@ -4,7 +4,11 @@
  * Arenas are float32 arrays with the same layout: layer after layer in the order of its stages, each layer's parameters
  * without gaps in the order of its declaration (so that queries, keys and values make one matrix), each layer starting
  * at a multiple of 16 elements. A tied parameter of which an earlier layer of this rank holds an end already uses that
- * end's weights; its gradients lie behind everything else, because each end accumulates its own. */
+ * end's weights; its gradients lie behind everything else, because each end accumulates its own.
+ *
+ * Where some parameters are read as something else than float32, what computations read is an arena of its own with the
+ * same order: parameters of one element type that follow each other in a layer lie without gaps, each such run starts
+ * at a multiple of 64 bytes. Otherwise computations read the arena of weights itself. */
 #ifndef MODEL_PARAMETERS_H
 #define MODEL_PARAMETERS_H
 
@@ -17,6 +21,7 @@ struct parameter_share {
     int stage;            /* of the pipeline */
     int logical;          /* number of the logical parameter in the whole model; equal for the ends of a tie */
     int64_t weight;       /* offset in the arena of weights, elements */
+    int64_t computed;     /* offset in what computations read, bytes */
     int64_t gradient;     /* offset in the arena of gradients; equal to weight for all but later ends of a tie */
     int64_t count;        /* elements of the share */
     int64_t outer, inner; /* elements before and behind the split axis */
@@ -32,6 +37,7 @@ struct parameters {
     int local_layers;
     int64_t weight_elements;   /* of the arena of weights */
     int64_t gradient_elements; /* of the arena of gradients: at least weight_elements */
+    size_t computed_bytes;     /* of an arena of their own for computations; 0: they read the weights' */
     int logical_count;         /* logical parameters of the whole model */
 };
 
@@ -58,8 +64,9 @@ int64_t parameters_total(const struct model *model);
 /* Numbers of elements in layers first ... last - 1, each parameter once in each layer. */
 int64_t parameters_in_layers(const struct model *model, int first, int last);
 
-/* Writes the initial weights of all shares into the arena `weights` in host memory, keyed by (seed, name, logical
- * index): the same numbers on every grid. Gaps are zeroed. */
-void parameters_initialize(const struct parameters *parameters, uint64_t seed, float *weights);
+/* Writes the initial weights of elements first ... first + count - 1 of a share to host memory, keyed by (seed, name,
+ * logical index): the same numbers on every grid. */
+void parameters_initialize(const struct parameter_share *share, uint64_t seed, int64_t first, int64_t count,
+                           float *weights);
 
 #endif

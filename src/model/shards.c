@@ -67,6 +67,12 @@ static int64_t level_of(const int64_t *loads, int data, int64_t count)
     return low;
 }
 
+/* Where an element of a share lies in what computations read, bytes. */
+static int64_t computed_of(const struct parameter_share *share, int64_t element)
+{
+    return share->computed + element * (int64_t)element_bytes(share->parameter->element);
+}
+
 /* This rank holds the block: one more range, or a longer one. */
 static void hold(struct shards *shards, struct bucket *bucket, const struct parameter_share *share,
                  const struct block *block, bool later_end)
@@ -77,16 +83,27 @@ static void hold(struct shards *shards, struct bucket *bucket, const struct para
         shards->ranges[shards->range_count - 1].count += block->count;
     } else {
         shards->shards[shards->range_count] = (struct shard){block->share, block->first};
+        const int64_t weight = share->weight + block->first;
         shards->ranges[shards->range_count++] =
             (struct optimizer_range){.count = block->count,
-                                     .weight = share->weight + block->first,
+                                     .weight = shards->weights_sharded ? shards->moment_elements : weight,
                                      .gradient = share->gradient + block->first,
-                                     .moment = shards->sharded ? shards->moment_elements : share->weight + block->first,
+                                     .moment = shards->sharded ? shards->moment_elements : weight,
+                                     .computed = computed_of(share, block->first),
+                                     .element = share->parameter->element,
                                      .decay = share->parameter->decay};
         bucket->ranges++;
     }
     if (shards->sharded && !later_end)
         shards->moment_elements += block->count;
+}
+
+/* Where the next block of the bucket, or what is behind the last, lies in what computations read. */
+static int64_t computed_behind(const struct deal *deal, const struct block *blocks, int64_t block_count, int64_t i)
+{
+    const struct block *block = &blocks[i + 1 < block_count ? i + 1 : i];
+    return computed_of(&deal->parameters->shares[block->share],
+                       i + 1 < block_count ? block->first : block->first + block->count);
 }
 
 /* Makes a bucket of the blocks and deals them out, each to the rank in whose part of the whole its middle lies. */
@@ -101,8 +118,10 @@ static void add_bucket(struct shards *shards, const struct deal *deal, int layer
                               .first_end = shards->bucket_count,
                               .weight = share->weight + blocks->first,
                               .gradient = share->gradient + blocks->first,
-                              .pieces = shards->pieces + (int64_t)shards->bucket_count * shards->data,
+                              .pieces = shards->pieces + (int64_t)shards->bucket_count * 2 * shards->data,
+                              .computed = computed_of(share, blocks->first),
                               .first_range = shards->range_count};
+    bucket->computed_pieces = bucket->pieces + shards->data;
     shards->bucket_count++;
     if (shards->sharded)
         shards->moment_elements = (shards->moment_elements + PIECE_ALIGNMENT - 1) / PIECE_ALIGNMENT * PIECE_ALIGNMENT;
@@ -121,11 +140,15 @@ static void add_bucket(struct shards *shards, const struct deal *deal, int layer
         loads[d] += blocks[i].largest;
         bucket->pieces[d] += blocks[i].count;
         bucket->count += blocks[i].count;
+        bucket->computed_pieces[d] += computed_behind(deal, blocks, block_count, i) -
+                                      computed_of(&deal->parameters->shares[blocks[i].share], blocks[i].first);
         if (!shards->sharded || d == shards->d)
             hold(shards, bucket, &deal->parameters->shares[blocks[i].share], &blocks[i], later_end);
     }
-    for (d = 0; d < shards->d; d++)
+    for (d = 0; d < shards->d; d++) {
         bucket->own += bucket->pieces[d];
+        bucket->computed_own += bucket->computed_pieces[d];
+    }
 }
 
 /* The share of the same weights at a tie's first end on this rank. */
@@ -187,6 +210,7 @@ void shards_create(struct shards *shards, const struct parameters *parameters, i
                    bool sharded)
 {
     *shards = (struct shards){.data = data, .d = d, .sharded = sharded && data > 1};
+    shards->weights_sharded = shards->sharded && parameters->computed_bytes > 0;
     int64_t elements = 0, blocks = 0;
     for (int i = 0; i < parameters->count; i++) {
         int64_t largest = largest_share(&parameters->shares[i], tensor);
@@ -197,7 +221,7 @@ void shards_create(struct shards *shards, const struct parameters *parameters, i
     size_t buckets = (size_t)(elements / (BUCKET_ELEMENTS - SQUARES_BLOCK)) + (size_t)parameters->count;
     size_t ranges = buckets + (size_t)parameters->count;
     shards->buckets = allocate(buckets, sizeof *shards->buckets);
-    shards->pieces = allocate(buckets * (size_t)data, sizeof *shards->pieces);
+    shards->pieces = allocate(buckets * 2 * (size_t)data, sizeof *shards->pieces);
     shards->layer_first = allocate((size_t)parameters->local_layers + 1, sizeof *shards->layer_first);
     shards->share_first = allocate((size_t)parameters->count, sizeof *shards->share_first);
     shards->ranges = allocate(ranges, sizeof *shards->ranges);
@@ -213,6 +237,7 @@ void shards_create(struct shards *shards, const struct parameters *parameters, i
     shards->layer_first[parameters->local_layers] = shards->bucket_count;
     if (!shards->sharded)
         shards->moment_elements = parameters->weight_elements;
+    shards->weight_elements = shards->weights_sharded ? shards->moment_elements : parameters->weight_elements;
     free(deal.blocks);
     free(deal.loads);
     free(deal.tie_loads);

@@ -22,7 +22,10 @@ struct bucket {
     int64_t count;            /* elements */
     int64_t *pieces;          /* [data ranks] elements of each one's piece */
     int64_t own;              /* where this rank's piece begins, elements from the bucket's first */
-    int first_range, ranges;  /* what this rank holds of it, in `ranges` */
+    int64_t computed;         /* the same in what computations read, bytes; gaps belong to the piece before them */
+    int64_t *computed_pieces; /* [data ranks] */
+    int64_t computed_own;
+    int first_range, ranges; /* what this rank holds of it, in `ranges` */
 };
 
 /* Which elements of its share a range of the optimizer is. */
@@ -34,6 +37,7 @@ struct shard {
 struct shards {
     int data, d;            /* number of data ranks, this one */
     bool sharded;           /* the optimizer's state is split over them */
+    bool weights_sharded;   /* so are the float32 weights, as computations read others: they lie as the moments do */
     struct bucket *buckets; /* layer by layer, in the order of the arena of gradients but for later ends of ties */
     int bucket_count;
     int *layer_first; /* [local layers + 1] first bucket of a local layer */
@@ -44,7 +48,8 @@ struct shards {
     struct shard *shards; /* [range_count] */
     int range_count;
     int64_t moment_elements; /* of the arena of each moment: held ranges of first ends, or laid out as the weights */
-    int64_t *pieces;         /* of all buckets */
+    int64_t weight_elements; /* of the arena of weights */
+    int64_t *pieces;         /* of all buckets, in elements and in bytes */
 };
 
 /* For data rank d of D and any one of `tensor` tensor ranks. With one data rank nothing is split. */

@@ -32,7 +32,7 @@ struct staged_layer {
     int reads[LAYER_MAX_BOUNDARIES];  /* index of each tensor that it reads in the crossing before */
     int passes[LAYER_MAX_BOUNDARIES]; /* and in the crossing behind when it also passes, or -1 */
     int fields[LAYER_MAX_FIELDS];     /* index of each of its fields in the stage's list */
-    const float *weights[LAYER_MAX_PARAMETERS];
+    const void *weights[LAYER_MAX_PARAMETERS];
     float *gradients[LAYER_MAX_PARAMETERS];
 };
 
@@ -225,13 +225,13 @@ const struct stage_bytes *stage_bytes(const struct stage *stage)
     return &stage->bytes;
 }
 
-void stage_attach(struct stage *stage, const float *weights, float *gradients)
+void stage_attach(struct stage *stage, const char *computed, float *gradients)
 {
     const struct parameters *parameters = stage->parameters;
     for (int k = 0; k < stage->layer_count; k++) {
         int first = parameters->layer_first[stage->local_layer + k];
         for (int i = 0; i < stage->layers[k].declaration->parameter_count; i++) {
-            stage->layers[k].weights[i] = weights + parameters->shares[first + i].weight;
+            stage->layers[k].weights[i] = computed + parameters->shares[first + i].computed;
             stage->layers[k].gradients[i] = gradients ? gradients + parameters->shares[first + i].gradient : NULL;
         }
     }
@@ -268,21 +268,21 @@ struct slice stage_slice(const struct stage *stage)
     return stage->slice;
 }
 
-static float *at(const struct stage_run *run, struct place place)
+static void *at(const struct stage_run *run, struct place place)
 {
     switch (place.in) {
     case IN_INPUT: /* only read: the cast undoes what the type of the union of places cannot say */
-        return (float *)(uintptr_t)(run->input + place.offset);
+        return (void *)(uintptr_t)(run->input + place.offset);
     case IN_OUT_GRADIENT:
-        return (float *)(uintptr_t)(run->out_gradient + place.offset);
+        return (void *)(uintptr_t)(run->out_gradient + place.offset);
     case IN_OUTPUT:
-        return (float *)(void *)(run->output + place.offset);
+        return run->output + place.offset;
     case IN_SET:
-        return (float *)(void *)(run->set + place.offset);
+        return run->set + place.offset;
     case IN_IN_GRADIENT:
-        return (float *)(void *)(run->in_gradient + place.offset);
+        return run->in_gradient + place.offset;
     case IN_PENDING:
-        return (float *)(void *)(run->pending + place.offset);
+        return run->pending + place.offset;
     }
     return NULL;
 }

@@ -49,8 +49,8 @@ struct stage_run {
 };
 
 /* `split`: input and weight gradients run apart, so every layer needs a pending area of its own; otherwise layers share
- * one. `weights` and `gradients` are the rank's arenas (gradients NULL without training), local_layer the number of the
- * slice's first layer among the rank's layers. Owned by the caller; stage_destroy accepts NULL. */
+ * one. local_layer: the number of the slice's first layer among the rank's layers. Owned by the caller; stage_destroy
+ * accepts NULL. */
 struct stage *stage_create(const struct model *model, struct slice slice, const struct circumstances *circumstances,
                            bool split, const struct parameters *parameters, int local_layer);
 void stage_destroy(struct stage *stage);
@@ -58,8 +58,9 @@ void stage_destroy(struct stage *stage);
 /* Sizes, before any memory is there. */
 const struct stage_bytes *stage_bytes(const struct stage *stage);
 
-/* Tells where the arenas are. */
-void stage_attach(struct stage *stage, const float *weights, float *gradients);
+/* Tells where the rank's arenas are: what computations read of the weights, and the gradients (NULL without training).
+ */
+void stage_attach(struct stage *stage, const char *computed, float *gradients);
 
 /* Bytes of the messages before and behind the stage for a microbatch of `sequences`. */
 size_t stage_input_bytes(const struct stage *stage, int64_t sequences);

@@ -10,11 +10,12 @@ struct engine;
 
 /* A sum as comm_mpi_sum.c works on it: this rank adds the terms of its piece, then the pieces are gathered. */
 struct sum {
-    float *result;         /* [count] */
+    enum element element;
+    char *result;          /* [count] */
     int64_t count, step;   /* elements in the result, in every piece but the last ones */
-    float *mine;           /* this rank's piece of the result */
+    void *mine;            /* this rank's piece of the result */
     int64_t mine_count;    /* its elements */
-    const float **terms;   /* this rank's piece of every contribution, in their order */
+    const void **terms;    /* this rank's piece of every contribution, in their order */
     int terms_count, room; /* terms in use, allocated */
     int tag;               /* of the exchange; the gathering has the next one */
 };
@@ -62,16 +63,18 @@ void comm_mpi_wait(struct transfer *transfer);
 
 /* sums: comm_mpi_sum.c; the table's functions. Collective. */
 
-struct transfer *comm_mpi_sum_begin(struct communicator *comm, float *result, const float *const *parts, int64_t count,
-                                    const struct contributions *who, void *scratch);
-size_t comm_mpi_sum_scratch(const struct communicator *comm, int64_t count, const struct contributions *who);
-struct transfer *comm_mpi_reduce_scatter_begin(struct communicator *comm, float *mine, const float *whole,
-                                               const int64_t *counts, void *scratch);
+struct transfer *comm_mpi_sum_begin(struct communicator *comm, enum element element, void *result,
+                                    const void *const *parts, int64_t count, const struct contributions *who,
+                                    void *scratch);
+size_t comm_mpi_sum_scratch(const struct communicator *comm, enum element element, int64_t count,
+                            const struct contributions *who);
+struct transfer *comm_mpi_reduce_scatter_begin(struct communicator *comm, enum element element, void *mine,
+                                               const void *whole, const int64_t *counts, void *scratch);
 struct transfer *comm_mpi_all_gather_begin(struct communicator *comm, void *whole, const void *mine,
                                            const int64_t *counts, size_t size);
-void comm_mpi_all_reduce(struct communicator *comm, float *buffer, int64_t count, void *scratch);
-void comm_mpi_reduce_scatter(struct communicator *comm, float *mine, const float *whole, const int64_t *counts,
-                             void *scratch);
-void comm_mpi_all_gather(struct communicator *comm, float *whole, const float *mine, const int64_t *counts);
+void comm_mpi_all_reduce(struct communicator *comm, enum element element, void *buffer, int64_t count, void *scratch);
+void comm_mpi_reduce_scatter(struct communicator *comm, enum element element, void *mine, const void *whole,
+                             const int64_t *counts, void *scratch);
+void comm_mpi_all_gather(struct communicator *comm, void *whole, const void *mine, const int64_t *counts, size_t size);
 
 #endif

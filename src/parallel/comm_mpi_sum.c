@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/cpu/cpu_math.h"
 #include "parallel/comm_mpi.h"
 
 enum {
@@ -30,31 +31,40 @@ static struct piece piece_of(const struct sum *sum, int rank)
     return (struct piece){.begin = begin, .count = left < sum->step ? left : sum->step};
 }
 
-/* result[k] = terms[0][k] + terms[1][k] + ..., from left to right. result may be one of the terms. */
-static void add_terms(float *result, const float *const *terms, int terms_count, int64_t count)
+/* result[k] = terms[0][k] + terms[1][k] + ..., from left to right, of elements begin ... end - 1. */
+VECTOR_FUNCTION void add_block(enum element element, void *result, const void *const *terms, int terms_count,
+                               int64_t begin, int64_t end)
+{
+    for (int64_t k = begin; k < end; k += LANES) {
+        vfloat total = vload_next_as(element, terms[0], k, end - k, 0.0f);
+        for (int i = 1; i < terms_count; i++)
+            total += vload_next_as(element, terms[i], k, end - k, 0.0f);
+        vstore_next_as(element, result, k, end - k, total);
+    }
+}
+
+/* The same of `count` elements; result may be one of the terms. */
+static void add_terms(enum element element, void *result, const void *const *terms, int terms_count, int64_t count)
 {
     if (terms_count == 1 && terms[0] == result)
         return;
     int64_t blocks = (count + BLOCK - 1) / BLOCK;
 #pragma omp parallel for schedule(static) if (blocks >= BLOCKS_FOR_THREADS)
     for (int64_t block = 0; block < blocks; block++) {
-        float total[BLOCK];
-        int64_t begin = block * BLOCK;
-        int64_t length = count - begin < BLOCK ? count - begin : BLOCK;
-        memcpy(total, terms[0] + begin, (size_t)length * sizeof(float));
-        for (int i = 1; i < terms_count; i++) {
-            const float *term = terms[i] + begin;
-#pragma omp simd
-            for (int64_t k = 0; k < length; k++)
-                total[k] += term[k];
-        }
-        memcpy(result + begin, total, (size_t)length * sizeof(float));
+        int64_t begin = block * BLOCK, end = count - begin < BLOCK ? count : begin + BLOCK;
+        FOR_ELEMENT(element, add_block, result, terms, terms_count, begin, end);
     }
 }
 
-static size_t bytes_of(int64_t count)
+static size_t bytes_of(enum element element, int64_t count)
 {
-    return (size_t)count * sizeof(float);
+    return (size_t)count * element_bytes(element);
+}
+
+/* The address `count` elements behind another. */
+static const char *behind(enum element element, const void *elements, int64_t count)
+{
+    return (const char *)elements + bytes_of(element, count);
 }
 
 /* The first of two tags of a new collective transfer. */
@@ -66,7 +76,7 @@ static int next_tag(struct comm_mpi *comm)
 }
 
 /* Room for the terms; kept by the transfer's place in the pool. */
-static const float **reserve_terms(struct sum *sum, int count)
+static const void **reserve_terms(struct sum *sum, int count)
 {
     if (sum->room < count) {
         free(sum->terms);
@@ -81,7 +91,7 @@ static const float **reserve_terms(struct sum *sum, int count)
 static void add_mine(struct transfer *transfer)
 {
     const struct sum *sum = &transfer->sum;
-    add_terms(sum->mine, sum->terms, sum->terms_count, sum->mine_count);
+    add_terms(sum->element, sum->mine, sum->terms, sum->terms_count, sum->mine_count);
 }
 
 /* Second and third step. This rank's parts were sent in the first one, so that where the result is one of them it may
@@ -95,87 +105,95 @@ static void add_and_gather(struct transfer *transfer)
         int from = (rank + size - i) % size;
         struct piece piece = piece_of(sum, from);
         if (piece.count > 0)
-            comm_mpi_post_receive(transfer, comm->inner, sum->result + piece.begin, bytes_of(piece.count), from, tag);
+            comm_mpi_post_receive(transfer, comm->inner, sum->result + bytes_of(sum->element, piece.begin),
+                                  bytes_of(sum->element, piece.count), from, tag);
     }
     add_mine(transfer);
     for (int i = 1; i < size && sum->mine_count > 0; i++)
-        comm_mpi_post_send(transfer, comm->inner, sum->mine, bytes_of(sum->mine_count), (rank + i) % size, tag);
+        comm_mpi_post_send(transfer, comm->inner, sum->mine, bytes_of(sum->element, sum->mine_count), (rank + i) % size,
+                           tag);
 }
 
-struct transfer *comm_mpi_sum_begin(struct communicator *base, float *result, const float *const *parts, int64_t count,
-                                    const struct contributions *who, void *scratch)
+struct transfer *comm_mpi_sum_begin(struct communicator *base, enum element element, void *result,
+                                    const void *const *parts, int64_t count, const struct contributions *who,
+                                    void *scratch)
 {
     struct comm_mpi *comm = (struct comm_mpi *)base;
     struct transfer *transfer = comm_mpi_transfer(comm);
     struct sum *sum = &transfer->sum;
+    sum->element = element;
     sum->result = result;
     sum->count = count;
     sum->step = piece_step(count, base->size);
     sum->tag = next_tag(comm);
     struct piece mine = piece_of(sum, base->rank);
-    sum->mine = result + mine.begin;
+    sum->mine = sum->result + bytes_of(element, mine.begin);
     sum->mine_count = mine.count;
 
     /* First step: every rank gets its piece of every contribution. Messages between two ranks are matched in the order
      * of the contributions. */
-    const float **terms = reserve_terms(sum, who->count);
-    float *slot = scratch;
+    const void **terms = reserve_terms(sum, who->count);
+    char *slot = scratch;
     int parts_count = 0;
     for (int i = 0; i < who->count; i++) {
         if (who->rank_of[i] == base->rank) {
-            terms[i] = parts[parts_count++] + mine.begin;
+            terms[i] = behind(element, parts[parts_count++], mine.begin);
             continue;
         }
         terms[i] = slot;
         if (mine.count > 0)
-            comm_mpi_post_receive(transfer, comm->inner, slot, bytes_of(mine.count), who->rank_of[i], sum->tag);
-        slot += sum->step;
+            comm_mpi_post_receive(transfer, comm->inner, slot, bytes_of(element, mine.count), who->rank_of[i],
+                                  sum->tag);
+        slot += bytes_of(element, sum->step);
     }
     for (int i = 1; i < base->size; i++) {
         int to = (base->rank + i) % base->size;
         struct piece piece = piece_of(sum, to);
         for (int part = 0; part < parts_count && piece.count > 0; part++)
-            comm_mpi_post_send(transfer, comm->inner, parts[part] + piece.begin, bytes_of(piece.count), to, sum->tag);
+            comm_mpi_post_send(transfer, comm->inner, behind(element, parts[part], piece.begin),
+                               bytes_of(element, piece.count), to, sum->tag);
     }
     transfer->then = add_and_gather;
     comm_mpi_advance(transfer);
     return transfer;
 }
 
-size_t comm_mpi_sum_scratch(const struct communicator *base, int64_t count, const struct contributions *who)
+size_t comm_mpi_sum_scratch(const struct communicator *base, enum element element, int64_t count,
+                            const struct contributions *who)
 {
     size_t others = 0;
     for (int i = 0; i < who->count; i++)
         others += who->rank_of[i] != base->rank;
-    return others * bytes_of(piece_step(count, base->size));
+    return others * bytes_of(element, piece_step(count, base->size));
 }
 
-void comm_mpi_all_reduce(struct communicator *base, float *buffer, int64_t count, void *scratch)
+void comm_mpi_all_reduce(struct communicator *base, enum element element, void *buffer, int64_t count, void *scratch)
 {
-    const float *part = buffer;
-    comm_mpi_wait(comm_mpi_sum_begin(base, buffer, &part, count, communicator_one_each(base), scratch));
+    const void *part = buffer;
+    comm_mpi_wait(comm_mpi_sum_begin(base, element, buffer, &part, count, communicator_one_each(base), scratch));
 }
 
-struct transfer *comm_mpi_reduce_scatter_begin(struct communicator *base, float *mine, const float *whole,
-                                               const int64_t *counts, void *scratch)
+struct transfer *comm_mpi_reduce_scatter_begin(struct communicator *base, enum element element, void *mine,
+                                               const void *whole, const int64_t *counts, void *scratch)
 {
     struct comm_mpi *comm = (struct comm_mpi *)base;
     struct transfer *transfer = comm_mpi_transfer(comm);
     struct sum *sum = &transfer->sum;
     int rank = base->rank, size = base->size, tag = next_tag(comm);
+    sum->element = element;
     sum->mine = mine;
     sum->mine_count = counts[rank];
-    const float **terms = reserve_terms(sum, size);
-    float *slot = scratch;
-    int64_t begin = 0;
+    const void **terms = reserve_terms(sum, size);
+    char *slot = scratch;
+    const char *piece = whole;
     for (int i = 0; i < size; i++) {
-        terms[i] = i == rank ? whole + begin : slot;
+        terms[i] = i == rank ? piece : slot;
         if (i != rank && counts[rank] > 0)
-            comm_mpi_post_receive(transfer, comm->inner, slot, bytes_of(counts[rank]), i, tag);
+            comm_mpi_post_receive(transfer, comm->inner, slot, bytes_of(element, counts[rank]), i, tag);
         if (i != rank && counts[i] > 0)
-            comm_mpi_post_send(transfer, comm->inner, whole + begin, bytes_of(counts[i]), i, tag);
-        slot += i != rank ? counts[rank] : 0;
-        begin += counts[i];
+            comm_mpi_post_send(transfer, comm->inner, piece, bytes_of(element, counts[i]), i, tag);
+        slot += i != rank ? bytes_of(element, counts[rank]) : 0;
+        piece += bytes_of(element, counts[i]);
     }
     transfer->then = add_mine;
     comm_mpi_advance(transfer);
@@ -203,13 +221,13 @@ struct transfer *comm_mpi_all_gather_begin(struct communicator *base, void *whol
     return transfer;
 }
 
-void comm_mpi_reduce_scatter(struct communicator *base, float *mine, const float *whole, const int64_t *counts,
-                             void *scratch)
+void comm_mpi_reduce_scatter(struct communicator *base, enum element element, void *mine, const void *whole,
+                             const int64_t *counts, void *scratch)
 {
-    comm_mpi_wait(comm_mpi_reduce_scatter_begin(base, mine, whole, counts, scratch));
+    comm_mpi_wait(comm_mpi_reduce_scatter_begin(base, element, mine, whole, counts, scratch));
 }
 
-void comm_mpi_all_gather(struct communicator *base, float *whole, const float *mine, const int64_t *counts)
+void comm_mpi_all_gather(struct communicator *base, void *whole, const void *mine, const int64_t *counts, size_t size)
 {
-    comm_mpi_wait(comm_mpi_all_gather_begin(base, whole, mine, counts, sizeof *whole));
+    comm_mpi_wait(comm_mpi_all_gather_begin(base, whole, mine, counts, size));
 }

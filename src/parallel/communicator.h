@@ -7,7 +7,8 @@
  *
  * Sums are ours, not the library's: every element is c0 + c1 + c2 + ... in the order of the contributions, so its bits
  * do not depend on message sizes, buckets or node layout. Each rank sums one piece and the pieces are gathered: the
- * bytes of a ring (Thakur, Rabenseifner and Gropp, 2005, section 4.2). */
+ * bytes of a ring (Thakur, Rabenseifner and Gropp, 2005, section 4.2). Terms and result travel in the type of their
+ * elements; the sum is made in float32 and rounded once. */
 #ifndef PARALLEL_COMMUNICATOR_H
 #define PARALLEL_COMMUNICATOR_H
 
@@ -17,6 +18,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "kernels/kernels.h"
 
 struct communicator;
 struct transfer; /* a transfer under way; belongs to its communicator, gone after wait() or a successful test() */
@@ -40,17 +42,19 @@ struct communicator_ops {
      * under way. parts: this rank's contributions [count] each, in ascending order of their index, NULL where it has
      * none; result [count] on every rank, may be one of the parts. parts[] and who are not needed after the call.
      * scratch: sum_scratch() bytes, busy until done. */
-    struct transfer *(*sum_begin)(struct communicator *comm, float *result, const float *const *parts, int64_t count,
-                                  const struct contributions *who, void *scratch);
-    size_t (*sum_scratch)(const struct communicator *comm, int64_t count, const struct contributions *who);
+    struct transfer *(*sum_begin)(struct communicator *comm, enum element element, void *result,
+                                  const void *const *parts, int64_t count, const struct contributions *who,
+                                  void *scratch);
+    size_t (*sum_scratch)(const struct communicator *comm, enum element element, int64_t count,
+                          const struct contributions *who);
 
     /* Start the two halves of a sum, collective, in the same order of calls as every sum on all ranks; several may be
      * under way. Piece i of a vector belongs to rank i and has counts[i] elements (0 allowed); pieces lie one after
      * another. counts[] is not needed after the call. */
     /* mine [counts[rank]] = this rank's piece of the sum over ranks of whole [sum of counts], in rank order. mine may
-     * be its place in whole. scratch: (size - 1) * counts[rank] floats, busy until done. */
-    struct transfer *(*reduce_scatter_begin)(struct communicator *comm, float *mine, const float *whole,
-                                             const int64_t *counts, void *scratch);
+     * be its place in whole. scratch: (size - 1) * counts[rank] elements, busy until done. */
+    struct transfer *(*reduce_scatter_begin)(struct communicator *comm, enum element element, void *mine,
+                                             const void *whole, const int64_t *counts, void *scratch);
     /* whole = all ranks' pieces, of elements of `size` bytes; mine may already stand at its place in whole. */
     struct transfer *(*all_gather_begin)(struct communicator *comm, void *whole, const void *mine,
                                          const int64_t *counts, size_t size);
@@ -61,10 +65,10 @@ struct communicator_ops {
 
     /* The same begun and waited for; collective and blocking. */
     /* buffer [count]: replaced by the sum over ranks in rank order. scratch: sum_scratch(count, one per rank). */
-    void (*all_reduce)(struct communicator *comm, float *buffer, int64_t count, void *scratch);
-    void (*reduce_scatter)(struct communicator *comm, float *mine, const float *whole, const int64_t *counts,
-                           void *scratch);
-    void (*all_gather)(struct communicator *comm, float *whole, const float *mine, const int64_t *counts);
+    void (*all_reduce)(struct communicator *comm, enum element element, void *buffer, int64_t count, void *scratch);
+    void (*reduce_scatter)(struct communicator *comm, enum element element, void *mine, const void *whole,
+                           const int64_t *counts, void *scratch);
+    void (*all_gather)(struct communicator *comm, void *whole, const void *mine, const int64_t *counts, size_t size);
 };
 
 struct communicator {

@@ -55,6 +55,6 @@ bool footprint_splits(const struct schedule *schedule, int stage)
 
 size_t footprint_total(const struct footprint *memory)
 {
-    return memory->weights + memory->gradients + memory->moments + memory->activations + memory->buffers +
-           memory->workspace;
+    return memory->weights + memory->computed + memory->gradients + memory->moments + memory->activations +
+           memory->buffers + memory->workspace;
 }

@@ -25,7 +25,9 @@ bool footprint_splits(const struct schedule *schedule, int stage);
 
 /* Bytes on one rank. */
 struct footprint {
-    size_t weights, gradients, moments;
+    size_t weights;  /* float32, that the optimizer changes */
+    size_t computed; /* what computations read of them, 0 where they read them as they are */
+    size_t gradients, moments;
     size_t activations; /* activation and pending sets with their inputs */
     size_t buffers;     /* messages, losses, scratch of sums */
     size_t workspace;

@@ -22,7 +22,8 @@ struct slot {
 struct bucket_queue {
     const struct shards *shards;
     struct communicator *data;
-    float *weights, *gradients;
+    char *computed;
+    float *gradients;
     struct request *requests; /* those since the queue was last empty: a gathering and a sum of each bucket */
     int capacity, queued, started;
     bool *gathering; /* [buckets] asked for and not done */
@@ -55,8 +56,9 @@ static size_t slot_scratch(const struct bucket_queue *queue)
     size_t most = 0;
     for (int b = 0; b < shards->bucket_count; b++) {
         const struct bucket *bucket = &shards->buckets[b];
-        size_t bytes = shards->sharded ? (size_t)(data->size - 1) * (size_t)bucket->pieces[shards->d] * sizeof(float)
-                                       : data->ops->sum_scratch(data, bucket->count, communicator_one_each(data));
+        size_t bytes = shards->sharded
+                           ? (size_t)(data->size - 1) * (size_t)bucket->pieces[shards->d] * sizeof(float)
+                           : data->ops->sum_scratch(data, ELEMENT_FLOAT32, bucket->count, communicator_one_each(data));
         if (bytes > most)
             most = bytes;
     }
@@ -68,10 +70,10 @@ size_t bucket_queue_bytes(const struct bucket_queue *queue)
     return BUCKETS_UNDER_WAY * slot_scratch(queue);
 }
 
-void bucket_queue_attach(struct bucket_queue *queue, float *weights, float *gradients, char *scratch)
+void bucket_queue_attach(struct bucket_queue *queue, char *computed, float *gradients, char *scratch)
 {
     struct carve carve = {.base = scratch};
-    queue->weights = weights;
+    queue->computed = computed;
     queue->gradients = gradients;
     for (int i = 0; i < BUCKETS_UNDER_WAY; i++)
         queue->slots[i].scratch = carve_bytes(&carve, slot_scratch(queue));
@@ -82,14 +84,15 @@ static struct transfer *start(const struct bucket_queue *queue, struct request r
     struct communicator *data = queue->data;
     const struct bucket *bucket = &queue->shards->buckets[request.bucket];
     if (request.gather) {
-        float *whole = queue->weights + bucket->weight;
-        return data->ops->all_gather_begin(data, whole, whole + bucket->own, bucket->pieces, sizeof *whole);
+        char *whole = queue->computed + bucket->computed;
+        return data->ops->all_gather_begin(data, whole, whole + bucket->computed_own, bucket->computed_pieces, 1);
     }
     float *whole = queue->gradients + bucket->gradient;
-    const float *parts[] = {whole};
-    return queue->shards->sharded
-               ? data->ops->reduce_scatter_begin(data, whole + bucket->own, whole, bucket->pieces, scratch)
-               : data->ops->sum_begin(data, whole, parts, bucket->count, communicator_one_each(data), scratch);
+    const void *parts[] = {whole};
+    return queue->shards->sharded ? data->ops->reduce_scatter_begin(data, ELEMENT_FLOAT32, whole + bucket->own, whole,
+                                                                    bucket->pieces, scratch)
+                                  : data->ops->sum_begin(data, ELEMENT_FLOAT32, whole, parts, bucket->count,
+                                                         communicator_one_each(data), scratch);
 }
 
 static void start_queued(struct bucket_queue *queue)
@@ -104,21 +107,29 @@ static void start_queued(struct bucket_queue *queue)
     }
 }
 
+static int64_t bytes_of(const struct bucket_queue *queue, struct request request)
+{
+    const struct bucket *bucket = &queue->shards->buckets[request.bucket];
+    int64_t bytes = 0;
+    for (int d = 0; d < queue->shards->data; d++)
+        bytes += request.gather ? bucket->computed_pieces[d] : bucket->pieces[d] * (int64_t)sizeof(float);
+    return bytes;
+}
+
 /* The slot's transfer has ended. */
 static void finish(struct bucket_queue *queue, struct slot *slot)
 {
     if (slot->request.gather)
         queue->gathering[slot->request.bucket] = false;
     if (trace_is_open())
-        trace_record(
-            &(struct trace_span){.name = slot->request.gather ? "GATHER_WEIGHTS" : "REDUCE_GRADIENTS",
-                                 .begin = slot->begin,
-                                 .end = clock_seconds(),
-                                 .bytes = queue->shards->buckets[slot->request.bucket].count * (int64_t)sizeof(float),
-                                 .step = -1,
-                                 .stage = -1,
-                                 .microbatch = -1,
-                                 .lane = TRACE_REDUCE});
+        trace_record(&(struct trace_span){.name = slot->request.gather ? "GATHER_WEIGHTS" : "REDUCE_GRADIENTS",
+                                          .begin = slot->begin,
+                                          .end = clock_seconds(),
+                                          .bytes = bytes_of(queue, slot->request),
+                                          .step = -1,
+                                          .stage = -1,
+                                          .microbatch = -1,
+                                          .lane = TRACE_REDUCE});
     slot->transfer = NULL;
 }
 

@@ -14,15 +14,15 @@ struct bucket_queue;
 struct bucket_queue *bucket_queue_create(const struct grid *grid, const struct shards *shards);
 void bucket_queue_destroy(struct bucket_queue *queue); /* drains it: collective over the data ranks; NULL is allowed */
 
-/* Bytes of scratch, then where the arenas and the scratch are. */
+/* Bytes of scratch, then where the arenas of gradients and of what computations read are, and the scratch. */
 size_t bucket_queue_bytes(const struct bucket_queue *queue);
-void bucket_queue_attach(struct bucket_queue *queue, float *weights, float *gradients, char *scratch);
+void bucket_queue_attach(struct bucket_queue *queue, char *computed, float *gradients, char *scratch);
 
 /* The bucket's gradients of this rank are final: they are replaced by the sum over the data ranks; with a sharded
  * optimizer only in this rank's piece. */
 void bucket_queue_sum(struct bucket_queue *queue, int bucket);
 
-/* The weights of this rank's piece are new: all data ranks get them. */
+/* What computations read of this rank's piece is new: all data ranks get it. */
 void bucket_queue_gather(struct bucket_queue *queue, int bucket);
 
 /* Advances what is under way; to be called between matmuls. */

@@ -21,8 +21,8 @@ static int check_built(const struct settings *s, struct err *err)
 {
     if (s->run.device == DEVICE_CUDA)
         return err_set(err, "&run device = 'cuda': this program was built without CUDA; available: 'cpu'");
-    if (s->run.precision != PRECISION_FP32)
-        return err_set(err, "&run precision = '%s' is not built yet; 'fp32' is", precision_names[s->run.precision]);
+    if (s->run.precision == PRECISION_TF32)
+        return err_set(err, "&run precision = 'tf32' is for device = 'cuda'; available here: 'fp32', 'bf16'");
     if (s->run.sample_every > 0)
         return err_set(err, "&run sample_every > 0 is not built yet");
     if (s->machine.preset[0])

@@ -12,8 +12,8 @@ struct tie {
     struct communicator *ranks; /* that hold an end */
     struct contributions who;
     int *rank_of;
-    const float **parts; /* [share_count] */
-    int *shares;         /* indices of this rank's ends, in order of layers */
+    const void **parts; /* [share_count] */
+    int *shares;        /* indices of this rank's ends, in order of layers */
     int share_count;
     void *scratch[TIES_UNDER_WAY];
 };
@@ -58,7 +58,7 @@ static void create_tie(struct gradients *gradients, int logical, const int *laye
         *tie = (struct tie){.ranks = ranks};
         tie->rank_of = allocate((size_t)layer_count, sizeof *tie->rank_of);
         tie->shares = allocate((size_t)layer_count, sizeof *tie->shares);
-        tie->parts = allocate((size_t)layer_count, sizeof(float *));
+        tie->parts = allocate((size_t)layer_count, sizeof *tie->parts);
         for (int i = 0; i < layer_count; i++) {
             int rank = schedule_rank_of(schedule, stage_of_layer[layers[i]]);
             while (members[tie->rank_of[i]] != rank)
@@ -160,7 +160,7 @@ static size_t tie_scratch(const struct gradients *gradients, const struct tie *t
     const struct bucket *bucket;
     for (int k = 0; (bucket = tie_bucket(gradients, tie->shares[0], k)); k++) {
         int64_t begin, count = shards_held(gradients->shards, bucket, &begin);
-        size_t bytes = tie->ranks->ops->sum_scratch(tie->ranks, count, &tie->who);
+        size_t bytes = tie->ranks->ops->sum_scratch(tie->ranks, ELEMENT_FLOAT32, count, &tie->who);
         if (bytes > most)
             most = bytes;
     }
@@ -172,7 +172,8 @@ static size_t partial_scratch(const struct gradients *gradients)
     struct communicator *tensor = gradients->grid->tensor_group;
     if (gradients->replicated == 0)
         return 0;
-    return aligned(tensor->ops->sum_scratch(tensor, gradients->replicated, communicator_one_each(tensor)));
+    return aligned(
+        tensor->ops->sum_scratch(tensor, ELEMENT_FLOAT32, gradients->replicated, communicator_one_each(tensor)));
 }
 
 size_t gradients_bytes(const struct gradients *gradients)
@@ -220,7 +221,8 @@ static void sum_partial(struct gradients *gradients)
             offset += range->count;
         }
         if (pack)
-            tensor->ops->all_reduce(tensor, gradients->partial, gradients->replicated, gradients->partial_scratch);
+            tensor->ops->all_reduce(tensor, ELEMENT_FLOAT32, gradients->partial, gradients->replicated,
+                                    gradients->partial_scratch);
     }
 }
 
@@ -234,7 +236,7 @@ static struct transfer *begin_tie(struct gradients *gradients, struct tie *tie, 
         tie->parts[j] = gradients->arena + bucket->gradient + begin;
     }
     float *result = gradients->arena + tie_bucket(gradients, tie->shares[0], k)->gradient + begin;
-    return tie->ranks->ops->sum_begin(tie->ranks, result, tie->parts, count, &tie->who,
+    return tie->ranks->ops->sum_begin(tie->ranks, ELEMENT_FLOAT32, result, tie->parts, count, &tie->who,
                                       tie->scratch[k % TIES_UNDER_WAY]);
 }
 
@@ -284,7 +286,7 @@ static void square_blocks(struct gradients *gradients)
             if (begin >= end || !is_counted(gradients, &gradients->parameters->shares[share]))
                 continue;
             int64_t first = shards->shards[i].first + begin - range->gradient; /* in the share */
-            gradients->device->squares(gradients->stream,
+            gradients->device->squares(gradients->stream, ELEMENT_FLOAT32,
                                        gradients->blocks + gradients->first_block[share] + first / SQUARES_BLOCK,
                                        gradients->arena + begin, end - begin);
         }

@@ -51,31 +51,28 @@ static double position_of(const struct replay *replay, const struct tensor *tens
 
 /* Whether all elements, in memory of the device, are finite; looks in bounded pieces. Squares of float32 are finite in
  * float64 where the elements are. */
-static bool is_finite(const struct context *context, enum element_type type, const void *elements, int64_t count)
+static bool is_finite(const struct context *context, enum element element, const void *elements, int64_t count)
 {
     enum {
         BLOCKS = 64
     };
     double squares[BLOCKS];
-    switch (type) {
-    case ELEMENT_FLOAT32:
-        for (int64_t done = 0; done < count; done += BLOCKS * SQUARES_BLOCK) {
-            int64_t left = count - done, piece = left < BLOCKS * SQUARES_BLOCK ? left : BLOCKS * SQUARES_BLOCK;
-            context->device->squares(context->stream, squares, (const float *)elements + done, piece);
-            for (int64_t block = 0; block * SQUARES_BLOCK < piece; block++)
-                if (!isfinite(squares[block]))
-                    return false;
-        }
-        break;
+    for (int64_t done = 0; done < count; done += BLOCKS * SQUARES_BLOCK) {
+        int64_t left = count - done, piece = left < BLOCKS * SQUARES_BLOCK ? left : BLOCKS * SQUARES_BLOCK;
+        context->device->squares(context->stream, element, squares,
+                                 (const char *)elements + done * (int64_t)element_bytes(element), piece);
+        for (int64_t block = 0; block * SQUARES_BLOCK < piece; block++)
+            if (!isfinite(squares[block]))
+                return false;
     }
     return true;
 }
 
 /* Looks at one tensor; true when it is not finite. */
-static bool check(struct replay *replay, const struct tensor *tensor, enum element_type type, const void *elements,
+static bool check(struct replay *replay, const struct tensor *tensor, enum element element, const void *elements,
                   int64_t count)
 {
-    if (is_finite(&replay->trainer->context, type, elements, count))
+    if (is_finite(&replay->trainer->context, element, elements, count))
         return false;
     double position = position_of(replay, tensor);
     if (position < replay->position) {
@@ -86,12 +83,12 @@ static bool check(struct replay *replay, const struct tensor *tensor, enum eleme
 }
 
 static void check_boundary(struct replay *replay, const struct stage_look *look, enum role role, int number,
-                           const struct boundary *boundary, const float *elements)
+                           const struct boundary *boundary, const void *elements)
 {
     const struct circumstances *circumstances = &replay->trainer->context.circumstances;
     struct share rows = context_rows(circumstances, look->passage->sequences * boundary->rows_per_sequence);
     struct tensor tensor = {look->microbatch, look->layer, role, number, boundary->name, NULL};
-    check(replay, &tensor, boundary->type, elements, rows.count * boundary->width);
+    check(replay, &tensor, boundary->element, elements, rows.count * boundary->width);
 }
 
 /* The boundary tensor that the layer reads by this name. */
@@ -111,7 +108,7 @@ static void check_weights(struct replay *replay, const struct stage_look *look)
     for (int i = first; i < parameters->layer_first[look->local_layer + 1]; i++) {
         const struct parameter_share *share = &parameters->shares[i];
         struct tensor tensor = {look->microbatch, look->layer, ROLE_WEIGHT, i - first, NULL, share->parameter};
-        check(replay, &tensor, ELEMENT_FLOAT32, look->passage->weights[i - first], share->count);
+        check(replay, &tensor, share->parameter->element, look->passage->weights[i - first], share->count);
     }
 }
 

@@ -1,4 +1,5 @@
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/memory.h"
 #include "parallel/agree.h"
@@ -140,9 +141,10 @@ static void *take(const struct trainer *trainer, size_t bytes, const char *what,
                 "activations %s, buffers %s, workspace %s",
                 error_place(), what, text_bytes((double)bytes).text,
                 text_bytes((double)footprint_total(&trainer->memory)).text,
-                text_bytes((double)trainer->memory.weights).text, text_bytes((double)trainer->memory.gradients).text,
-                text_bytes((double)trainer->memory.moments).text, text_bytes((double)trainer->memory.activations).text,
-                text_bytes((double)trainer->memory.buffers).text, text_bytes((double)trainer->memory.workspace).text);
+                text_bytes((double)(trainer->memory.weights + trainer->memory.computed)).text,
+                text_bytes((double)trainer->memory.gradients).text, text_bytes((double)trainer->memory.moments).text,
+                text_bytes((double)trainer->memory.activations).text, text_bytes((double)trainer->memory.buffers).text,
+                text_bytes((double)trainer->memory.workspace).text);
     return memory;
 }
 
@@ -151,7 +153,8 @@ static void count_memory(struct trainer *trainer, bool training)
 {
     struct footprint forward = {0};
     struct footprint *memory = &trainer->memory;
-    memory->weights = (size_t)trainer->parameters.weight_elements * sizeof(float);
+    memory->weights = (size_t)trainer->shards.weight_elements * sizeof(float);
+    memory->computed = trainer->parameters.computed_bytes;
     trainer->activation_bytes = executor_bytes(trainer->evaluate.executor, &forward);
     if (training) {
         memory->gradients = (size_t)trainer->parameters.gradient_elements * sizeof(float);
@@ -176,6 +179,7 @@ static int take_memory(struct trainer *trainer, bool training, struct err *err)
     const struct footprint *memory = &trainer->memory;
     err->text[0] = 0;
     trainer->weights = take(trainer, memory->weights, "weights", err);
+    trainer->computed = take(trainer, memory->computed, "weights for computations", err);
     trainer->activations = take(trainer, trainer->activation_bytes, "activations", err);
     trainer->context.workspace = take(trainer, trainer->workspace_bytes, "workspace", err);
     trainer->context.tensor_scratch = take(trainer, trainer->tensor_scratch_bytes, "tensor-parallel sums", err);
@@ -186,6 +190,8 @@ static int take_memory(struct trainer *trainer, bool training, struct err *err)
         trainer->queue_scratch = take(trainer, trainer->queue_bytes, "gradient sums", err);
         trainer->scratch = take(trainer, trainer->scratch_bytes, "sums of shared gradients", err);
     }
+    if (memory->computed == 0)
+        trainer->computed = (char *)trainer->weights;
     return err->text[0] ? -1 : 0;
 }
 
@@ -194,14 +200,14 @@ static void attach(struct trainer *trainer, bool training)
     const struct device *device = trainer->context.device;
     int chunks = trainer->evaluate.schedule->chunks;
     for (int chunk = 0; chunk < chunks; chunk++)
-        stage_attach(trainer->forward_stages[chunk], trainer->weights, NULL);
+        stage_attach(trainer->forward_stages[chunk], trainer->computed, NULL);
     executor_attach(trainer->evaluate.executor, trainer->activations, &trainer->context);
     if (!training)
         return;
     for (int chunk = 0; chunk < chunks; chunk++)
-        stage_attach(trainer->stages[chunk], trainer->weights, trainer->gradient_arena);
+        stage_attach(trainer->stages[chunk], trainer->computed, trainer->gradient_arena);
     executor_attach(trainer->train.executor, trainer->activations, &trainer->context);
-    bucket_queue_attach(trainer->queue, trainer->weights, trainer->gradient_arena, trainer->queue_scratch);
+    bucket_queue_attach(trainer->queue, trainer->computed, trainer->gradient_arena, trainer->queue_scratch);
     gradients_attach(trainer->gradients, trainer->gradient_arena, trainer->scratch);
     device->zero(trainer->context.stream, trainer->gradient_arena, trainer->memory.gradients); /* gaps stay 0 */
     device->zero(trainer->context.stream, trainer->first_moment, trainer->memory.moments / 2);
@@ -226,6 +232,26 @@ static void make_batches(struct trainer *trainer, bool training)
     trainer->vector_count =
         (int64_t)trainer->parameters.logical_count * trainer->grid.tensor + trainer->grid.data + 4 * trainer->grid.size;
     trainer->vector = allocate((size_t)trainer->vector_count, sizeof *trainer->vector);
+}
+
+/* The initial weights; gaps are zeroed. */
+static void initialize(struct trainer *trainer)
+{
+    const struct shards *shards = &trainer->shards;
+    const struct parameters *parameters = &trainer->parameters;
+    const uint64_t seed = (uint64_t)trainer->settings->run.seed;
+    memset(trainer->weights, 0, trainer->memory.weights);
+    for (int i = 0; i < parameters->count && !shards->weights_sharded; i++) {
+        const struct parameter_share *share = &parameters->shares[i];
+        if (share->gradient == share->weight)
+            parameters_initialize(share, seed, 0, share->count, trainer->weights + share->weight);
+    }
+    for (int b = 0; b < shards->bucket_count && shards->weights_sharded; b++) {
+        const struct bucket *bucket = &shards->buckets[b];
+        for (int i = bucket->first_range; i < bucket->first_range + bucket->ranges && bucket->first_end == b; i++)
+            parameters_initialize(&parameters->shares[shards->shards[i].share], seed, shards->shards[i].first,
+                                  shards->ranges[i].count, trainer->weights + shards->ranges[i].weight);
+    }
 }
 
 static int create(struct trainer *trainer, struct settings *settings, const struct text *csv, bool training,
@@ -271,9 +297,9 @@ int trainer_create(struct trainer **out, const struct job *job, struct settings 
     text_fini(&csv);
     if (result < 0)
         return -1;
+    shards_create(&trainer->shards, &trainer->parameters, trainer->grid.tensor, trainer->grid.data, trainer->grid.d,
+                  training && settings->optimizer.sharded);
     if (training) {
-        shards_create(&trainer->shards, &trainer->parameters, trainer->grid.tensor, trainer->grid.data, trainer->grid.d,
-                      settings->optimizer.sharded);
         trainer->queue = bucket_queue_create(&trainer->grid, &trainer->shards);
         trainer->gradients = gradients_create(
             &trainer->grid, device, trainer->context.stream, &trainer->parameters, &trainer->shards, trainer->queue,
@@ -289,8 +315,32 @@ int trainer_create(struct trainer **out, const struct job *job, struct settings 
         return -1;
     attach(trainer, training);
     make_batches(trainer, training);
-    parameters_initialize(&trainer->parameters, (uint64_t)settings->run.seed, trainer->weights);
+    initialize(trainer);
+    trainer_convert(trainer);
     return 0;
+}
+
+void trainer_convert(struct trainer *trainer)
+{
+    const struct shards *shards = &trainer->shards;
+    const struct device *device = trainer->context.device;
+    if (trainer->memory.computed == 0)
+        return;
+    for (int b = 0; b < shards->bucket_count; b++) {
+        const struct bucket *bucket = &shards->buckets[b];
+        if (bucket->first_end != b)
+            continue;
+        for (int i = bucket->first_range; i < bucket->first_range + bucket->ranges; i++) {
+            const struct optimizer_range *range = &shards->ranges[i];
+            device->convert(trainer->context.stream, range->element, trainer->computed + range->computed,
+                            trainer->weights + range->weight, range->count);
+        }
+        device->stream_wait(trainer->context.stream);
+        if (shards->sharded)
+            bucket_queue_gather(trainer->queue, b);
+    }
+    if (shards->sharded)
+        bucket_queue_drain(trainer->queue);
 }
 
 static void destroy_stages(struct stage **stages, int chunks)
@@ -314,6 +364,8 @@ void trainer_destroy(struct trainer *trainer)
     destroy_stages(trainer->forward_stages, chunks);
     shards_destroy(&trainer->shards);
     parameters_destroy(&trainer->parameters);
+    if (trainer->memory.computed > 0)
+        device->release(trainer->computed, trainer->memory.computed);
     device->release(trainer->weights, trainer->memory.weights);
     device->release(trainer->gradient_arena, trainer->memory.gradients);
     device->release(trainer->first_moment, trainer->memory.moments / 2);

@@ -74,6 +74,8 @@ void trainer_describe(const struct trainer *trainer)
         log_line("grid         %d ranks: pipeline %d x data %d x tensor %d, %d thread%s each, device %s, %s",
                  grid->size, grid->pipeline, grid->data, grid->tensor, s->run.threads, s->run.threads == 1 ? "" : "s",
                  trainer->context.device->name, precision_names[s->run.precision]);
+        if (s->run.precision == PRECISION_BF16)
+            log_line("bf16         matrix products by %s", device_cpu_bf16());
         describe_stages(trainer, memory);
         if (trainer->train.schedule) {
             log_line("schedule     %s, %d microbatches of %d sequences, recompute %s; bubble %.3f expected",
@@ -89,9 +91,10 @@ void trainer_describe(const struct trainer *trainer)
         }
         log_verbose(
             "memory       rank 0: weights %s, gradients %s, moments %s, activations %s, buffers %s, workspace %s",
-            text_bytes((double)trainer->memory.weights).text, text_bytes((double)trainer->memory.gradients).text,
-            text_bytes((double)trainer->memory.moments).text, text_bytes((double)trainer->memory.activations).text,
-            text_bytes((double)trainer->memory.buffers).text, text_bytes((double)trainer->memory.workspace).text);
+            text_bytes((double)(trainer->memory.weights + trainer->memory.computed)).text,
+            text_bytes((double)trainer->memory.gradients).text, text_bytes((double)trainer->memory.moments).text,
+            text_bytes((double)trainer->memory.activations).text, text_bytes((double)trainer->memory.buffers).text,
+            text_bytes((double)trainer->memory.workspace).text);
     }
     free(memory);
 }

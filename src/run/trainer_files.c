@@ -14,7 +14,8 @@
 static int trees_of(const struct trainer *trainer, bool optimizer, bool gradients, struct snapshot_tree *trees)
 {
     int count = 0;
-    trees[count++] = (struct snapshot_tree){"/model", trainer->weights, SNAPSHOT_WHOLE};
+    trees[count++] = (struct snapshot_tree){"/model", trainer->weights,
+                                            trainer->shards.weights_sharded ? SNAPSHOT_MOMENTS : SNAPSHOT_WHOLE};
     if (optimizer) {
         trees[count++] = (struct snapshot_tree){"/optimizer/first_moment", trainer->first_moment, SNAPSHOT_MOMENTS};
         trees[count++] = (struct snapshot_tree){"/optimizer/second_moment", trainer->second_moment, SNAPSHOT_MOMENTS};
@@ -38,6 +39,8 @@ int trainer_load(struct trainer *trainer, const char *path, bool whole, struct e
         log_line("loaded       %s, %s in %s", path,
                  text_bytes((double)parameters_total(&trainer->model) * sizeof(float) * count).text,
                  text_duration(clock_seconds() - begin).text);
+    if (result == 0)
+        trainer_convert(trainer);
     if (result == 0 && whole) {
         trainer->step = info.step;
         trainer->samples = info.samples;

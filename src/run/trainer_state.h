@@ -33,6 +33,7 @@ struct trainer {
 
     struct footprint memory;
     float *weights, *gradient_arena, *first_moment, *second_moment;
+    char *computed; /* what computations read of the weights: an arena of its own, or the weights themselves */
     char *activations, *queue_scratch, *scratch;
     size_t activation_bytes, queue_bytes, scratch_bytes, workspace_bytes, tensor_scratch_bytes;
 
@@ -47,5 +48,8 @@ struct trainer {
     int64_t vector_count;
     float *losses; /* [microbatch rows] in host memory */
 };
+
+/* Makes what computations read from the weights, after these were written by anything but a step. */
+void trainer_convert(struct trainer *trainer);
 
 #endif

@@ -116,7 +116,8 @@ static void update(struct trainer *trainer, double norm, double learning_rate)
         if (bucket->first_end != b)
             continue;
         device->adamw(trainer->context.stream, trainer->weights, trainer->first_moment, trainer->second_moment,
-                      trainer->gradient_arena, shards->ranges + bucket->first_range, bucket->ranges, &adamw);
+                      trainer->gradient_arena, trainer->memory.computed > 0 ? trainer->computed : NULL,
+                      shards->ranges + bucket->first_range, bucket->ranges, &adamw);
         if (!shards->sharded)
             continue;
         device->stream_wait(trainer->context.stream);
