@@ -44,6 +44,11 @@ static int check_boundaries(const struct model *model, int layer, struct err *er
     return 0;
 }
 
+int model_blocks(const struct model *model, int first, int last)
+{
+    return last - first - (first == 0) - (last == model->layer_count);
+}
+
 int model_declare(struct model *model, struct err *err)
 {
     model->declarations = allocate((size_t)model->layer_count, sizeof *model->declarations);
@@ -80,12 +85,9 @@ static int create_gpt2(struct model *model, const struct settings *settings, str
     int blocks = (int)gpt2->layers;
     *model = (struct model){.layer_count = blocks + 2, .sequence = gpt2->sequence, .description = gpt2};
     model->layers = allocate((size_t)model->layer_count, sizeof *model->layers);
-    model->block = allocate((size_t)model->layer_count, sizeof *model->block);
     model->layers[0] = (struct layer){&gpt2_embedding, gpt2, 0};
-    for (int i = 0; i < blocks; i++) {
+    for (int i = 0; i < blocks; i++)
         model->layers[1 + i] = (struct layer){&gpt2_block, gpt2, i};
-        model->block[1 + i] = true;
-    }
     model->layers[blocks + 1] = (struct layer){&gpt2_head, gpt2, 0};
     return model_declare(model, err);
 }
@@ -105,7 +107,6 @@ void model_destroy(struct model *model)
 {
     free(model->layers);
     free(model->declarations);
-    free(model->block);
     free(model->description);
     *model = (struct model){0};
 }

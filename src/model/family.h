@@ -6,10 +6,9 @@
 #include "model/layer.h"
 
 struct model {
-    int layer_count;
+    int layer_count;                  /* at least 2 */
     struct layer *layers;             /* in order */
     struct declaration *declarations; /* of each layer */
-    bool *block;                      /* of each layer: counts as a block in stage_layers and balance = 'uniform' */
     int64_t sequence;                 /* tokens of one sequence */
     void *description;                /* the family's own */
 };
@@ -18,6 +17,10 @@ struct model {
  * each other; *model is to be released with model_destroy only after success. Local. */
 int model_create(struct model *model, const struct settings *settings, struct err *err);
 void model_destroy(struct model *model);
+
+/* The number of blocks among the layers first ... last - 1, as stage_layers and balance = 'uniform' count them: every
+ * layer but the model's first and last is one. */
+int model_blocks(const struct model *model, int first, int last);
 
 /* Completes a model whose layers, layer_count and sequence are set: declarations, and checks of what they say. For
  * families. */

@@ -19,9 +19,7 @@ double balance_operations(const struct model *model, const struct circumstances 
 int balance_stages(const struct settings *settings, const struct model *model,
                    const struct circumstances *circumstances, int stages, int *first_layer, struct err *err)
 {
-    int blocks = 0;
-    for (int i = 0; i < model->layer_count; i++)
-        blocks += model->block[i];
+    int blocks = model_blocks(model, 0, model->layer_count);
     enum balance_choice balance = settings->pipeline.balance;
     if (balance == BALANCE_UNIFORM)
         return partition_uniform(blocks, stages, first_layer, err);

@@ -5,9 +5,9 @@
 #include "base/error.h"
 #include "model/family.h"
 
-/* Fills first_layer[stages + 1] (pipeline/partition.h) by &pipeline balance: 'uniform' and 'explicit' by blocks, 'cost'
- * by the layers' declared operations under these circumstances, 'parameters' by their numbers. Every stage gets at
- * least one layer. Returns 0, or -1 with *err. Local and the same on every rank. */
+/* Fills first_layer[stages + 1] (pipeline/partition.h) by &pipeline balance: 'uniform' and 'explicit' by blocks
+ * (model_blocks), 'cost' by the layers' declared operations under these circumstances, 'parameters' by their numbers.
+ * Every stage gets at least one layer. Returns 0, or -1 with *err. Local and the same on every rank. */
 int balance_stages(const struct settings *settings, const struct model *model,
                    const struct circumstances *circumstances, int stages, int *first_layer, struct err *err);
 

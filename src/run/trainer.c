@@ -76,11 +76,12 @@ static int cut_model(struct trainer *trainer, struct settings *settings, struct 
     free(list->items);
     list->items = allocate((size_t)schedule->stages, sizeof *list->items);
     list->count = schedule->stages;
-    for (int stage = 0; stage < schedule->stages; stage++)
-        for (int layer = trainer->first_layer[stage]; layer < trainer->first_layer[stage + 1]; layer++) {
+    for (int stage = 0; stage < schedule->stages; stage++) {
+        int first = trainer->first_layer[stage], last = trainer->first_layer[stage + 1];
+        for (int layer = first; layer < last; layer++)
             trainer->stage_of_layer[layer] = stage;
-            list->items[stage] += model->block[layer];
-        }
+        list->items[stage] = model_blocks(model, first, last);
+    }
     settings->pipeline.balance = BALANCE_EXPLICIT;
     return 0;
 }

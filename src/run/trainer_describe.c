@@ -43,21 +43,35 @@ double trainer_expected_bubble(const struct trainer *trainer)
     return bubble;
 }
 
+/* "embedding, 3 x block": the kinds of layers in their order. */
+static void add_kinds(struct text *text, const struct model *model, int first, int last)
+{
+    for (int layer = first, next; layer < last; layer = next) {
+        const struct layer_kind *kind = model->layers[layer].kind;
+        for (next = layer + 1; next < last && model->layers[next].kind == kind; next++)
+            ;
+        text_add(text, "%s", layer > first ? ", " : "");
+        if (next - layer > 1)
+            text_add(text, "%d x ", next - layer);
+        text_add(text, "%s", kind->name);
+    }
+}
+
 static void describe_stages(const struct trainer *trainer, const double *memory)
 {
     const struct schedule *schedule = trainer->evaluate.schedule;
     const struct model *model = &trainer->model;
     double all = balance_operations(model, &trainer->context.circumstances, 0, model->layer_count);
     for (int stage = 0; stage < schedule->stages; stage++) {
-        int first = trainer->first_layer[stage], last = trainer->first_layer[stage + 1], blocks = 0;
-        for (int layer = first; layer < last; layer++)
-            blocks += model->block[layer];
-        int p = schedule_rank_of(schedule, stage);
-        log_line("stage %-6d %s%d block%s%s, %lld parameters, %.1f%% of the operations; rank %d holds %s", stage,
-                 first == 0 ? "embedding, " : "", blocks, blocks == 1 ? "" : "s",
-                 last == model->layer_count ? ", head" : "", (long long)parameters_in_layers(model, first, last),
-                 100 * balance_operations(model, &trainer->context.circumstances, first, last) / all,
-                 grid_rank(&trainer->grid, p, 0, 0), text_bytes(memory[grid_rank(&trainer->grid, p, 0, 0)]).text);
+        int first = trainer->first_layer[stage], last = trainer->first_layer[stage + 1];
+        int rank = grid_rank(&trainer->grid, schedule_rank_of(schedule, stage), 0, 0);
+        struct text layers = {0};
+        add_kinds(&layers, model, first, last);
+        log_line("stage %-6d %s, %lld parameters, %.1f%% of the operations; rank %d holds %s", stage,
+                 text_string(&layers), (long long)parameters_in_layers(model, first, last),
+                 100 * balance_operations(model, &trainer->context.circumstances, first, last) / all, rank,
+                 text_bytes(memory[rank]).text);
+        text_fini(&layers);
     }
 }
 
