@@ -29,9 +29,12 @@ int balance_stages(const struct settings *settings, const struct model *model,
     if (balance == BALANCE_MEMORY)
         return err_set(err, "&pipeline balance = 'memory' is not built yet; 'cost', 'uniform', 'parameters' and "
                             "'explicit' are");
+    /* Tensor ranks whose shares differ must cut alike: as the first does, whose share is the largest. */
+    struct circumstances first = *circumstances;
+    first.t = 0;
     double *cost = allocate((size_t)model->layer_count, sizeof *cost);
     for (int i = 0; i < model->layer_count; i++)
-        cost[i] = balance == BALANCE_COST ? balance_operations(model, circumstances, i, i + 1)
+        cost[i] = balance == BALANCE_COST ? balance_operations(model, &first, i, i + 1)
                                           : (double)parameters_in_layers(model, i, i + 1);
     struct partition_problem problem = {.layers = model->layer_count, .stages = stages, .cost = cost};
     int result = partition_balanced(&problem, first_layer, err);
