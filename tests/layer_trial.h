@@ -223,7 +223,7 @@ static inline void begin_trial(struct trial *trial, const struct golden *golden,
     kind->declare(&trial->layer, &trial->declaration);
     trial->bytes = kind->bytes(&trial->layer, circumstances);
     trial->context.workspace = take(trial, trial->bytes.workspace);
-    trial->scratch_bytes = context_tensor_scratch(tensor, golden->sequences * m->sequence, m->hidden);
+    trial->scratch_bytes = context_tensor_scratch(tensor, ELEMENT_FLOAT32, golden->sequences * m->sequence, m->hidden);
     trial->context.tensor_scratch = take(trial, trial->scratch_bytes);
     for (int i = 0; i < trial->declaration.parameter_count; i++) {
         int64_t count;

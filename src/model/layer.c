@@ -82,12 +82,13 @@ void context_tensor_collect(const struct context *context, float *all, int64_t c
     tensor->ops->all_gather(tensor, all, all + tensor->rank * count, counts, sizeof *all);
 }
 
-size_t context_tensor_scratch(const struct communicator *tensor, int64_t rows, int64_t width)
+size_t context_tensor_scratch(const struct communicator *tensor, enum element element, int64_t rows, int64_t width)
 {
     if (tensor->size == 1)
         return 0;
-    size_t sum = tensor->ops->sum_scratch(tensor, ELEMENT_FLOAT32, rows * width, communicator_one_each(tensor));
-    size_t scatter = (size_t)(tensor->size * share_of(rows, tensor->size, 0).count * width) * sizeof(float);
+    size_t sum = tensor->ops->sum_scratch(tensor, element, rows * width, communicator_one_each(tensor));
+    size_t scatter =
+        (size_t)((tensor->size - 1) * share_of(rows, tensor->size, 0).count * width) * element_bytes(element);
     return counts_bytes(tensor) + (sum > scatter ? sum : scatter);
 }
 

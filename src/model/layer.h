@@ -163,7 +163,7 @@ const void *context_tensor_gather(const struct context *context, enum element el
 void context_tensor_collect(const struct context *context, float *all, int64_t count);
 
 /* Bytes of scratch for sums of up to rows * width elements over the tensor ranks. */
-size_t context_tensor_scratch(const struct communicator *tensor, int64_t rows, int64_t width);
+size_t context_tensor_scratch(const struct communicator *tensor, enum element element, int64_t rows, int64_t width);
 
 /* Lays out buffers one after another at 64-byte boundaries. With base NULL it only counts, so that a layout function
  * gives both the pointers and the size. */

@@ -186,14 +186,6 @@ struct stage *stage_create(const struct model *model, struct slice slice, const 
             stage->crossings[k].count = model->declarations[before].after_count;
             stage->crossings[k].tensors = model->declarations[before].after;
         }
-        for (int i = 0; i < stage->crossings[k].count; i++) {
-            const struct boundary *tensor = &stage->crossings[k].tensors[i];
-            int64_t rows = circumstances->sequences * tensor->rows_per_sequence;
-            if (rows * tensor->width > stage->bytes.tensor_rows * stage->bytes.tensor_width) {
-                stage->bytes.tensor_rows = rows;
-                stage->bytes.tensor_width = tensor->width;
-            }
-        }
     }
     for (int k = 0; k < stage->layer_count; k++) {
         stage->layers[k].layer = &model->layers[slice.first + k];
@@ -223,6 +215,20 @@ void stage_destroy(struct stage *stage)
 const struct stage_bytes *stage_bytes(const struct stage *stage)
 {
     return &stage->bytes;
+}
+
+/* Not that of the largest tensor alone: fewer and wider rows that do not divide evenly can need more. */
+size_t stage_tensor_scratch(const struct stage *stage, const struct communicator *tensor)
+{
+    size_t most = 0;
+    for (int k = 0; k <= stage->layer_count; k++)
+        for (int i = 0; i < stage->crossings[k].count; i++) {
+            const struct boundary *boundary = &stage->crossings[k].tensors[i];
+            int64_t rows = stage->circumstances.sequences * boundary->rows_per_sequence;
+            size_t bytes = context_tensor_scratch(tensor, boundary->element, rows, boundary->width);
+            most = bytes > most ? bytes : most;
+        }
+    return most;
 }
 
 void stage_attach(struct stage *stage, const char *computed, float *gradients)

@@ -10,7 +10,6 @@ struct stage_bytes {
     size_t set;           /* an activation set: from forward to the end of the backward */
     size_t pending;       /* a pending set: from input gradient to weight gradient */
     size_t workspace;     /* within one call */
-    int64_t tensor_rows, tensor_width; /* of the largest boundary tensor: what is summed over tensor ranks */
 };
 
 struct stage;
@@ -57,6 +56,9 @@ void stage_destroy(struct stage *stage);
 
 /* Sizes, before any memory is there. */
 const struct stage_bytes *stage_bytes(const struct stage *stage);
+
+/* Bytes of scratch for the sums over the tensor ranks of any of its boundary tensors. */
+size_t stage_tensor_scratch(const struct stage *stage, const struct communicator *tensor);
 
 /* Tells where the rank's arenas are: what computations read of the weights, and the gradients (NULL without training).
  */

@@ -101,7 +101,7 @@ static struct stage **make_stages(struct trainer *trainer, const struct program 
         const struct stage_bytes *bytes = stage_bytes(stages[chunk]);
         if (bytes->workspace > trainer->workspace_bytes)
             trainer->workspace_bytes = bytes->workspace;
-        size_t scratch = context_tensor_scratch(trainer->grid.tensor_group, bytes->tensor_rows, bytes->tensor_width);
+        size_t scratch = stage_tensor_scratch(stages[chunk], trainer->grid.tensor_group);
         if (scratch > trainer->tensor_scratch_bytes)
             trainer->tensor_scratch_bytes = scratch;
     }
