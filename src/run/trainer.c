@@ -241,7 +241,8 @@ static void initialize(struct trainer *trainer)
     const struct shards *shards = &trainer->shards;
     const struct parameters *parameters = &trainer->parameters;
     const uint64_t seed = (uint64_t)trainer->settings->run.seed;
-    memset(trainer->weights, 0, trainer->memory.weights);
+    if (trainer->memory.weights > 0)
+        memset(trainer->weights, 0, trainer->memory.weights);
     for (int i = 0; i < parameters->count && !shards->weights_sharded; i++) {
         const struct parameter_share *share = &parameters->shares[i];
         if (share->gradient == share->weight)
