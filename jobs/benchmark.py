@@ -7,9 +7,9 @@
     jobs/benchmark.py --overlap                         how much of the transfers is hidden behind computation
 
 DIR holds two PyTorch programs that train the same models: torch_gpt.py in one process, torch_pipeline.py in a pipeline
-of two. Each takes --size, --steps and --dtype and prints one line of JSON with tokens_per_s, the median after two steps,
-and peak_rss_mib. Ours and theirs take turns, so that a computer that slows down does so for both: compare figures of
-one run only, on a computer that does nothing else. Needs Python's h5py and numpy.
+of two. Each takes --size, --steps and --dtype and prints one line of JSON with tokens_per_s, the median after two
+steps, and peak_rss_mib. Ours and theirs take turns, so that a computer that slows down does so for both: compare
+figures of one run only, on a computer that does nothing else. Needs Python's h5py and numpy.
 """
 import argparse
 import collections

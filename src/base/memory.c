@@ -18,3 +18,27 @@ char *copy_text(const char *text)
     size_t bytes = strlen(text) + 1;
     return memcpy(allocate(bytes, 1), text, bytes);
 }
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+
+void memory_forbid(void *memory, size_t bytes)
+{
+    __asan_poison_memory_region(memory, bytes);
+}
+
+void memory_allow(void *memory, size_t bytes)
+{
+    __asan_unpoison_memory_region(memory, bytes);
+}
+#else
+void memory_forbid(void *memory, size_t bytes)
+{
+    (void)memory, (void)bytes;
+}
+
+void memory_allow(void *memory, size_t bytes)
+{
+    (void)memory, (void)bytes;
+}
+#endif

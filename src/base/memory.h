@@ -11,4 +11,9 @@ void *allocate(size_t count, size_t size) __attribute__((malloc, returns_nonnull
 /* `text` in memory of its own, freed by the caller. */
 char *copy_text(const char *text) __attribute__((malloc, returns_nonnull));
 
+/* Memory that nothing may touch until memory_allow: the address sanitizer, where the program is built with it, sees to
+ * that; else nothing is done. */
+void memory_forbid(void *memory, size_t bytes);
+void memory_allow(void *memory, size_t bytes);
+
 #endif

@@ -182,6 +182,18 @@ static void account(struct executor *executor, struct executor_result *result)
     }
 }
 
+/* Buffers may be touched, or none but those that are in use. */
+static void open_pools(const struct executor *executor, bool open)
+{
+    for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
+        const struct local_stage *stage = &executor->stages[chunk];
+        const struct pool *pools[] = {&stage->sets,    &stage->pending,       &stage->inputs,
+                                      &stage->outputs, &stage->out_gradients, &stage->in_gradients};
+        for (size_t i = 0; i < sizeof pools / sizeof *pools; i++)
+            (open ? pool_end : pool_begin)(pools[i]);
+    }
+}
+
 void executor_run(struct executor *executor, const struct executor_step *step, struct executor_result *result)
 {
     executor->step = step;
@@ -193,6 +205,7 @@ void executor_run(struct executor *executor, const struct executor_step *step, s
         stage->received[MESSAGE_ACTIVATION] = stage->received[MESSAGE_GRADIENT] = 0;
         stage->begun_forward = stage->begun_input = stage->begun_weight = false;
     }
+    open_pools(executor, false);
     bool begun = false;
     for (int64_t i = 0; i < executor->list->count; i++) {
         const struct instruction *item = &executor->list->items[i];
@@ -230,5 +243,6 @@ void executor_run(struct executor *executor, const struct executor_step *step, s
     if (!begun && step->between)
         step->between(step->of);
     executor_finish_sends(executor);
+    open_pools(executor, true);
     account(executor, result);
 }

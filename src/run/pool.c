@@ -31,17 +31,31 @@ void pool_attach(struct pool *pool, char **memory)
         pool->free[i] = pool->count - 1 - i;
 }
 
+void pool_begin(const struct pool *pool)
+{
+    memory_forbid(pool->base, pool_bytes(pool));
+}
+
+void pool_end(const struct pool *pool)
+{
+    memory_allow(pool->base, pool_bytes(pool));
+}
+
 char *pool_take(struct pool *pool, const char *what)
 {
     if (pool->free_count == 0)
         fatal("the schedule needs more than the %d buffers counted for %s: this is a defect of ppmodel", pool->count,
               what);
-    return pool->base + (size_t)pool->free[--pool->free_count] * pool->each;
+    char *buffer = pool->base + (size_t)pool->free[--pool->free_count] * pool->each;
+    memory_allow(buffer, pool->each);
+    return buffer;
 }
 
 void pool_give(struct pool *pool, char **buffer)
 {
-    if (*buffer)
-        pool->free[pool->free_count++] = (int)((size_t)(*buffer - pool->base) / pool->each);
+    if (!*buffer)
+        return;
+    memory_forbid(*buffer, pool->each);
+    pool->free[pool->free_count++] = (int)((size_t)(*buffer - pool->base) / pool->each);
     *buffer = NULL;
 }
