@@ -4,10 +4,11 @@
 #include "kernels/cpu/cpu.h"
 #include "tests/kernel_run.h"
 
-/* rows, in, out; the last three are more than one block of what is widened, in each of its directions */
-static const int64_t shapes[][3] = {{0, 5, 7},     {1, 1, 1},    {5, 3, 48},    {23, 101, 3},   {100, 48, 257},
-                                    {5, 257, 101}, {1, 257, 48}, {100, 1, 101}, {23, 48, 1},    {300, 129, 1100},
-                                    {7, 0, 5},     {7, 5, 0},    {520, 9, 390}, {11, 530, 390}, {3, 390, 520}};
+/* rows, in, out; the last four are more than one block of what is widened, in each of its directions */
+static const int64_t shapes[][3] = {{0, 5, 7},      {1, 1, 1},        {5, 3, 48},    {23, 101, 3},
+                                    {100, 48, 257}, {5, 257, 101},    {1, 257, 48},  {100, 1, 101},
+                                    {23, 48, 1},    {300, 129, 1100}, {7, 0, 5},     {7, 5, 0},
+                                    {520, 9, 390},  {11, 530, 390},   {3, 390, 520}, {520, 3, 530}};
 
 static double gelu(double x)
 {
