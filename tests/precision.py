@@ -71,6 +71,17 @@ def check_files(folder):
         tap.ok(tiny.different(mixed.tensors(4), whole.tensors(4)), f"{name}: in the other precision")
 
 
+def check_sharded_weights(folder):
+    """With a sharded optimizer each data rank has the float32 weights of its shard alone, from files too."""
+    words = [BF16, "grid.data=2", "pipeline.microbatches=2", *KEEP]
+    whole = tiny.train(folder, "data", 2, *words)
+    for first, then in (("true", "true"), ("true", "false"), ("false", "true")):
+        name = f"sharded-{first}-{then}"
+        tiny.train(folder, name, 2, *words, f"optimizer.sharded={first}", "run.stop_at=2")
+        found = tiny.train(folder, name, 4, *words, "grid.pipeline=2", f"optimizer.sharded={then}")
+        tiny.is_same(found.tensors(4), whole.tensors(4), f"sharded: {first}, then {then}: all tensors to the bit")
+
+
 def check_start(folder):
     found = tiny.train(folder, "start", 1, BF16, "run.steps=1")
     line = [line for line in found.out.splitlines() if line.startswith("bf16 ")]
@@ -89,6 +100,7 @@ def main():
             check_distance(folder, exact[tied], number, name, ranks, overrides)
         check_messages(folder)
         check_files(folder)
+        check_sharded_weights(folder)
         check_start(folder)
     tap.done()
 
