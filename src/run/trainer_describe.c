@@ -89,7 +89,7 @@ void trainer_describe(const struct trainer *trainer)
                  grid->size, grid->pipeline, grid->data, grid->tensor, s->run.threads, s->run.threads == 1 ? "" : "s",
                  trainer->context.device->name, precision_names[s->run.precision]);
         if (s->run.precision == PRECISION_BF16)
-            log_line("bf16         matrix products by %s", device_cpu_bf16());
+            log_line("bf16         matrix products: %s", device_cpu_bf16());
         describe_stages(trainer, memory);
         if (trainer->train.schedule) {
             log_line("schedule     %s, %d microbatches of %d sequences, recompute %s; bubble %.3f expected",
