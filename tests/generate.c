@@ -45,8 +45,10 @@ static struct known know_with(const char *name, int ranks, int chunks, int micro
     known.lowered = schedule ? lower_schedule(schedule, &known.err) : NULL;
     if (known.lowered) {
         known.validation = validate_schedule(known.lowered, SEND_SLOTS, &known.err);
-        known.simulation =
-            simulate_schedule(known.lowered, &(struct simulate_costs){all[0], all[1], all[2], all[3]}, &known.err);
+        known.simulation = simulate_schedule(
+            known.lowered,
+            &(struct simulate_costs){.forward = all[0], .input = all[1], .weight = all[2], .message = all[3]},
+            &known.err);
     }
     schedule_destroy(schedule);
     return known;

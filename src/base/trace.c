@@ -50,26 +50,32 @@ static void add_number(struct text *out, const char *name, int64_t value)
         text_add(out, ",\"%s\":%lld", name, (long long)value);
 }
 
-void trace_print(struct text *out, int rank, const char *process_name, double origin)
+void trace_print_spans(struct text *out, int process, const char *process_name, int rank, double origin,
+                       const struct trace_span *items, size_t item_count)
 {
-    text_add(out, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"%s\"}},\n", rank,
+    text_add(out, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_name\",\"args\":{\"name\":\"%s\"}},\n", process,
              process_name);
-    text_add(out, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}},\n", rank,
-             rank);
+    text_add(out, "{\"ph\":\"M\",\"pid\":%d,\"name\":\"process_sort_index\",\"args\":{\"sort_index\":%d}},\n", process,
+             process);
     for (int lane = 0; lane < TRACE_LANES; lane++)
         text_add(out, "{\"ph\":\"M\",\"pid\":%d,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"%s\"}},\n",
-                 rank, lane, lane_names[lane]);
-    for (size_t i = 0; i < count; i++) {
-        const struct trace_span *span = &spans[i];
+                 process, lane, lane_names[lane]);
+    for (size_t i = 0; i < item_count; i++) {
+        const struct trace_span *span = &items[i];
         text_add(
             out, "{\"ph\":\"X\",\"pid\":%d,\"tid\":%d,\"name\":\"%s\",\"ts\":%.3f,\"dur\":%.3f,\"args\":{\"rank\":%d",
-            rank, (int)span->lane, span->name, 1e6 * (span->begin - origin), 1e6 * (span->end - span->begin), rank);
+            process, (int)span->lane, span->name, 1e6 * (span->begin - origin), 1e6 * (span->end - span->begin), rank);
         add_number(out, "step", span->step);
         add_number(out, "stage", span->stage);
         add_number(out, "microbatch", span->microbatch);
         add_number(out, "bytes", span->bytes);
         text_add(out, "}},\n");
     }
+}
+
+void trace_print(struct text *out, int rank, const char *process_name, double origin)
+{
+    trace_print_spans(out, rank, process_name, rank, origin, spans, count);
     if (dropped)
         text_add(out, "{\"ph\":\"i\",\"pid\":%d,\"tid\":0,\"name\":\"%zu spans did not fit\",\"ts\":0,\"s\":\"p\"},\n",
                  rank, dropped);

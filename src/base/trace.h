@@ -35,8 +35,16 @@ void trace_close(void);
 bool trace_is_open(void);
 void trace_record(const struct trace_span *span);
 
+/* What a trace file begins and ends with, around the events. */
+#define TRACE_HEAD "{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n"
+#define TRACE_TAIL "{\"ph\":\"M\",\"pid\":0,\"name\":\"trace_end\"}]}\n"
+
 /* Appends this rank's spans as JSON trace events, one a line, each followed by a comma; times in microseconds since
  * `origin`. pid = rank, one thread per lane; also events that name process and lanes. Says how many did not fit. */
 void trace_print(struct text *out, int rank, const char *process_name, double origin);
+
+/* The same for given spans of a rank, under any number of a process. */
+void trace_print_spans(struct text *out, int process, const char *process_name, int rank, double origin,
+                       const struct trace_span *spans, size_t count);
 
 #endif

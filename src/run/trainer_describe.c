@@ -24,9 +24,8 @@ double trainer_flops_per_step(const struct trainer *trainer)
 double trainer_expected_bubble(const struct trainer *trainer)
 {
     const struct schedule *schedule = trainer->train.schedule;
-    double *costs = allocate((size_t)schedule->stages * 4, sizeof *costs);
-    double *forward = costs, *input = costs + schedule->stages, *weight = input + schedule->stages,
-           *message = weight + schedule->stages;
+    double *costs = allocate((size_t)schedule->stages * 3, sizeof *costs);
+    double *forward = costs, *input = costs + schedule->stages, *weight = input + schedule->stages;
     for (int layer = 0; layer < trainer->model.layer_count; layer++) {
         const struct layer *item = &trainer->model.layers[layer];
         struct layer_costs cost = item->kind->costs(item, &trainer->context.circumstances);
@@ -35,8 +34,8 @@ double trainer_expected_bubble(const struct trainer *trainer)
         weight[trainer->stage_of_layer[layer]] += cost.weight_gradient;
     }
     struct err err;
-    struct simulation *simulation =
-        simulate_schedule(schedule, &(struct simulate_costs){forward, input, weight, message}, &err);
+    struct simulation *simulation = simulate_schedule(
+        schedule, &(struct simulate_costs){.forward = forward, .input = input, .weight = weight}, &err);
     double bubble = simulation ? simulation->bubble : NAN;
     simulate_destroy(simulation);
     free(costs);

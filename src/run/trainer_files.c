@@ -118,15 +118,14 @@ static int write_texts(const struct trainer *trainer, const struct text *mine, s
         struct text path = {0};
         text_add(&path, "%s/%s", trainer->settings->run.output, trainer->settings->trace.file);
         FILE *file = fopen(text_string(&path), "w");
-        bool good = file && fputs("{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n", file) >= 0 &&
-                    fwrite(text_string(mine), 1, bytes, file) == bytes;
+        bool good = file && fputs(TRACE_HEAD, file) >= 0 && fwrite(text_string(mine), 1, bytes, file) == bytes;
         for (int rank = 1; rank < grid->size; rank++) {
             char *text = allocate((size_t)all[rank], 1);
             world->ops->wait(world->ops->receive(world, text, all[rank], rank, 0));
             good = good && fwrite(text, 1, all[rank], file) == all[rank];
             free(text);
         }
-        good = good && fputs("{\"ph\":\"M\",\"pid\":0,\"name\":\"trace_end\"}]}\n", file) >= 0;
+        good = good && fputs(TRACE_TAIL, file) >= 0;
         if (!file || fclose(file) != 0 || !good)
             result = err_set(err, "cannot write %s: %s", text_string(&path), strerror(errno));
         text_fini(&path);
