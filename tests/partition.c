@@ -30,13 +30,20 @@ struct memory {
     const double *capacity;
 };
 
-static bool fits(void *context, int stage, int first, int end)
+enum {
+    CAPACITY = 1000 /* of each rank; of it the stage's own capacity is free for layers */
+};
+
+static int64_t bytes_of(void *context, const struct partition_slice *slices, int count)
 {
     const struct memory *memory = context;
     double bytes = 0;
-    for (int layer = first; layer < end; layer++)
-        bytes += memory->bytes[layer];
-    return bytes <= memory->capacity[stage];
+    for (int i = 0; i < count; i++) {
+        bytes += CAPACITY - memory->capacity[slices[i].stage];
+        for (int layer = slices[i].first; layer < slices[i].end; layer++)
+            bytes += memory->bytes[layer];
+    }
+    return (int64_t)bytes;
 }
 
 static void known(void)
@@ -58,10 +65,15 @@ static void known(void)
     struct memory memory = {bytes, capacity};
     static const char *const texts[] = {"0 2 4 6 8", "0 4 7 10 12", "0 8 15 22 26", "0 4 7 10 13 17 21 25 26",
                                         "0 2 7 8",   "0 3 5 6 9",   "0 4 7 10 12",  "0 3 6 10 12"};
-    const struct partition_problem problems[] = {{8, 4, even, NULL, NULL, NULL},  {12, 4, ends, NULL, NULL, NULL},
-                                                 {26, 4, deep, NULL, NULL, NULL}, {26, 8, deep, NULL, NULL, NULL},
-                                                 {8, 3, peaks, NULL, NULL, NULL}, {9, 4, mixed, NULL, NULL, NULL},
-                                                 {12, 4, ends, cut, NULL, NULL},  {12, 4, ends, NULL, fits, &memory}};
+    const struct partition_problem problems[] = {
+        {.layers = 8, .stages = 4, .cost = even},
+        {.layers = 12, .stages = 4, .cost = ends},
+        {.layers = 26, .stages = 4, .cost = deep},
+        {.layers = 26, .stages = 8, .cost = deep},
+        {.layers = 8, .stages = 3, .cost = peaks},
+        {.layers = 9, .stages = 4, .cost = mixed},
+        {.layers = 12, .stages = 4, .cost = ends, .cut_cost = cut},
+        {.layers = 12, .stages = 4, .cost = ends, .bytes = bytes_of, .capacity = CAPACITY, .context = &memory}};
     for (size_t i = 0; i < sizeof problems / sizeof *problems; i++) {
         int first_layer[MOST_STAGES + 1];
         char text[256];
@@ -103,8 +115,9 @@ static bool try_all(const struct partition_problem *problem, int *best)
     cuts[problem->stages] = problem->layers;
     for (;;) {
         bool fit = true;
-        for (int stage = 0; stage < problem->stages && problem->fits; stage++)
-            fit &= problem->fits(problem->context, stage, cuts[stage], cuts[stage + 1]);
+        for (int stage = 0; stage < problem->stages && problem->bytes; stage++)
+            fit &= problem->bytes(problem->context, &(struct partition_slice){stage, cuts[stage], cuts[stage + 1]},
+                                  1) <= problem->capacity;
         loads_of(problem, cuts, loads);
         int better = found ? 0 : 1;
         for (int stage = 0; stage < problem->stages && better == 0; stage++)
@@ -149,7 +162,13 @@ static void random_problems(void)
         }
         for (int stage = 0; stage < stages; stage++)
             capacity[stage] = 2 * layers / stages + next_random(&random) % 4;
-        struct partition_problem problem = {layers, stages, cost, i % 2 ? cut : NULL, i % 4 / 2 ? fits : NULL, &memory};
+        struct partition_problem problem = {.layers = layers,
+                                            .stages = stages,
+                                            .cost = cost,
+                                            .cut_cost = i % 2 ? cut : NULL,
+                                            .bytes = i % 4 / 2 ? bytes_of : NULL,
+                                            .capacity = CAPACITY,
+                                            .context = &memory};
         int expected[MOST_STAGES + 1] = {0}, found[MOST_STAGES + 1] = {0};
         struct err err = {""};
         bool exists = try_all(&problem, expected);
@@ -173,7 +192,7 @@ static void rounding(void)
     int first_layer[4], early = 0, cases = 200;
     unsigned random = 5;
     struct err err = {""};
-    struct partition_problem problem = {9, 2, cost, NULL, NULL, NULL};
+    struct partition_problem problem = {.layers = 9, .stages = 2, .cost = cost};
     for (int i = 0; i < cases; i++) {
         for (int layer = 0; layer < 5; layer++)
             cost[layer] = cost[8 - layer] = 0.1 * (1 + next_random(&random) % 50);
@@ -206,7 +225,7 @@ static void large_problem(void)
     static int first_layer[65];
     unsigned random = 3;
     struct err err = {""};
-    struct partition_problem problem = {LARGE, 64, cost, NULL, NULL, NULL};
+    struct partition_problem problem = {.layers = LARGE, .stages = 64, .cost = cost};
     for (int layer = 0; layer < LARGE; layer++)
         cost[layer] = 1;
     ok(partition_balanced(&problem, first_layer, &err) == 0, "1000 equal layers on 64 stages");
@@ -245,13 +264,14 @@ static void balanced_refusals(void)
     struct memory memory = {bytes, capacity};
     int first_layer[5];
     struct err err;
-    struct partition_problem problem = {3, 4, cost, NULL, NULL, NULL};
+    struct partition_problem problem = {.layers = 3, .stages = 4, .cost = cost};
     ok(partition_balanced(&problem, first_layer, &err) < 0, "more stages than layers");
     is_text(err.text, "3 layers do not make 4 stages: every stage needs at least one", "are refused");
-    problem = (struct partition_problem){3, 2, cost, NULL, fits, &memory};
+    problem.stages = 2;
+    problem.bytes = bytes_of, problem.capacity = CAPACITY, problem.context = &memory;
     ok(partition_balanced(&problem, first_layer, &err) < 0, "too little memory");
     is_text(err.text, "no cut of 3 layers into 2 stages fits into the memory of every rank", "is told");
-    problem.fits = NULL;
+    problem.bytes = NULL;
     const double wrong[] = {-1, NAN, INFINITY, 1e308};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         cost[1] = cost[2] = wrong[i];

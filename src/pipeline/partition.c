@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "pipeline/partition_loads.h"
 
 /* The best partitions of the first layers, for one number of stages. */
 struct best {
@@ -16,8 +17,8 @@ struct best {
 
 struct search {
     const struct partition_problem *problem;
-    int64_t *sum;     /* [layers + 1] cost of the first layers, in ticks */
-    int64_t *cut;     /* [layers + 1] cost of a cut before the layer, in ticks; 0 at both ends */
+    const struct loads *loads;
+    int64_t ceiling;  /* no better partition has a stage that bears more */
     struct best done; /* with one stage less */
     struct best now;
 };
@@ -40,30 +41,6 @@ static void best_destroy(struct best *best)
     free(best->exists);
     free(best->loads);
     free(best->cuts);
-}
-
-/* Costs as integers, so that sums do not depend on their order: a tick is a power of two, at most 2^-52 of the total.
- * Returns -1 for a cost that is negative or not finite. */
-static int set_ticks(struct search *search)
-{
-    const struct partition_problem *problem = search->problem;
-    double total = 0;
-    for (int layer = 0; layer < problem->layers; layer++) {
-        double cut = problem->cut_cost && layer > 0 ? problem->cut_cost[layer] : 0;
-        if (!(problem->cost[layer] >= 0) || !(cut >= 0))
-            return -1;
-        total += problem->cost[layer] + 2 * cut;
-    }
-    if (!isfinite(total))
-        return -1;
-    int exponent;
-    frexp(total, &exponent);
-    for (int layer = 0; layer < problem->layers; layer++) {
-        search->sum[layer + 1] = search->sum[layer] + llround(ldexp(problem->cost[layer], 52 - exponent));
-        if (problem->cut_cost && layer > 0)
-            search->cut[layer] = llround(ldexp(problem->cut_cost[layer], 52 - exponent));
-    }
-    return 0;
 }
 
 /* Compares (a partition of the first `from` layers into `stages` - 1 with a stage of this load behind it) with the best
@@ -108,51 +85,75 @@ static void take(struct search *search, int from, int end, int stages, int64_t l
 /* Finds the best partition of the first `end` layers into `stages`, from all with one stage less. */
 static void extend(struct search *search, int end, int stages)
 {
-    const struct partition_problem *problem = search->problem;
     const int64_t *bottleneck = search->now.loads + row(search, end);
     search->now.exists[end] = false;
     for (int from = end - 1; from >= stages - 1; from--) {
-        int64_t own = search->sum[end] - search->sum[from];
-        if (search->now.exists[end] && own > *bottleneck)
+        struct partition_slice slice = {stages - 1, from, end};
+        int64_t load = loads_of_rank(search->loads, &slice, 1), own = loads_own(search->loads, &slice, load);
+        if (own > search->ceiling || (search->now.exists[end] && own > *bottleneck))
             break; /* and more so with any more layers */
-        int64_t load = own + search->cut[from] + search->cut[end];
         if (search->done.exists[from] && (!search->now.exists[end] || compare(search, from, end, stages, load) < 0) &&
-            (!problem->fits || problem->fits(problem->context, stages - 1, from, end)))
+            loads_excess(search->loads, &slice, 1) == 0)
             take(search, from, end, stages, load);
     }
 }
 
-int partition_balanced(const struct partition_problem *problem, int *first_layer, struct err *err)
+/* The largest load of a cut into equal numbers of layers, if that fits; no better cut has a larger one. */
+static int64_t ceiling_of(const struct loads *loads)
 {
+    const struct partition_problem *problem = loads->problem;
+    int64_t ceiling = 0, excess = 0;
+    for (int stage = 0; stage < problem->stages; stage++) {
+        struct partition_slice slice = loads_even_slice(problem, stage);
+        int64_t load = loads_of_rank(loads, &slice, 1);
+        ceiling = load > ceiling ? load : ceiling;
+        excess += loads_excess(loads, &slice, 1);
+    }
+    return excess == 0 ? ceiling : INT64_MAX;
+}
+
+/* The exact best partition by the loads of stages. */
+static int balance_stages(const struct loads *loads, int *first_layer, struct err *err)
+{
+    const struct partition_problem *problem = loads->problem;
     int layers = problem->layers, stages = problem->stages;
-    if (stages < 1 || layers < stages)
-        return err_set(err, "%d layers do not make %d stages: every stage needs at least one", layers, stages);
     struct search search = {.problem = problem,
-                            .sum = allocate((size_t)layers + 1, sizeof *search.sum),
-                            .cut = allocate((size_t)layers + 1, sizeof *search.cut),
+                            .loads = loads,
+                            .ceiling = ceiling_of(loads),
                             .done = best_create(layers, stages),
                             .now = best_create(layers, stages)};
-    int status = 0;
-    if (set_ticks(&search) < 0)
-        status = err_set(err, "the costs of the layers must be finite and not negative");
     search.now.exists[0] = true;
-    for (int stage = 1; stage <= stages && status == 0; stage++) {
+    for (int stage = 1; stage <= stages; stage++) {
         struct best swap = search.done;
         search.done = search.now;
         search.now = swap;
         for (int end = stage; end <= layers - (stages - stage); end++)
             extend(&search, end, stage);
     }
-    if (status == 0 && !search.now.exists[layers])
+    int status = 0;
+    if (!search.now.exists[layers]) {
         status = err_set(err, "no cut of %d layers into %d stages fits into the memory of every rank", layers, stages);
-    if (status == 0) {
+    } else {
         first_layer[0] = 0;
         memcpy(first_layer + 1, search.now.cuts + row(&search, layers), (size_t)stages * sizeof *first_layer);
     }
-    free(search.sum);
-    free(search.cut);
     best_destroy(&search.done);
     best_destroy(&search.now);
+    return status;
+}
+
+int partition_balanced(const struct partition_problem *problem, int *first_layer, struct err *err)
+{
+    if (problem->stages < 1 || problem->layers < problem->stages)
+        return err_set(err, "%d layers do not make %d stages: every stage needs at least one", problem->layers,
+                       problem->stages);
+    struct loads loads;
+    int status = loads_create(&loads, problem, err);
+    if (status == 0)
+        status = balance_stages(&loads, first_layer, err);
+    if (status == 0 && problem->rank_of)
+        status = partition_descend(&loads, first_layer, err);
+    loads_destroy(&loads);
     return status;
 }
 
