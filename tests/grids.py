@@ -67,6 +67,8 @@ OTHERS = """
 3 1 1  zb-v         full       -               cost        -     4  3  2
 2 1 2  v-half       none       yes             parameters  yes   4  3  2
 3 1 1  v-half       selective  -               cost        -     4  3  2
+3 1 1  1f1b         none       -               memory      yes   4  3
+2 1 2  v-half       full       yes             memory      yes   4  3  2
 2 1 1  v-min        full       -               cost        yes   4  3  2
 3 1 1  v-min        none       -               cost        -     4  3  2
 """

@@ -62,6 +62,8 @@ OVERRIDES = [
     ("a table that is none", "pipeline.schedule=csv pipeline.schedule_file=file", ["file:1:1"]),
     ("a table's file for nothing", "pipeline.schedule_file=file", ["schedule_file", "schedule = 'csv'"]),
 
+    ("too little memory", "plan.memory_gib=1e-4", ["memory_gib = 0.0001", "rank that holds"]),
+
     ("a stop beyond the end", "run.stop_at=9", ["stop_at = 9", "steps = 4"]),
     ("a rate that rises", "optimizer.min_learning_rate=1", ["min_learning_rate = 1"]),
     ("a warm-up beyond the end", "optimizer.warmup_steps=5", ["warmup_steps = 5", "steps = 4"]),
@@ -118,7 +120,6 @@ UNFINISHED = [
     ("CUDA", "run.device=cuda", ["device = 'cuda'"]),
     ("tf32", "run.precision=tf32", ["precision = 'tf32'"]),
     ("samples", "run.sample_every=1", ["sample_every"]),
-    ("balance by memory", "pipeline.balance=memory", ["balance = 'memory'"]),
     ("a llama", "model.family=llama", ["llama"]),
     ("a preset", "machine.preset=h200", ["preset"]),
     ("scores", "run.mode=evaluate data.validation=corpus.h5 evaluate.scores=scores.h5", ["scores"]),

@@ -1,10 +1,12 @@
 #include "plan/balance.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/memory.h"
 #include "model/parameters.h"
 #include "pipeline/partition.h"
+#include "plan/footprint.h"
 
 double balance_operations(const struct model *model, const struct circumstances *circumstances, int first, int last)
 {
@@ -16,28 +18,154 @@ double balance_operations(const struct model *model, const struct circumstances 
     return sum;
 }
 
+struct simulation *balance_simulate(const struct model *model, const struct circumstances *circumstances,
+                                    const struct schedule *schedule, const int *first_layer, struct err *err)
+{
+    size_t stages = (size_t)schedule->stages;
+    double *forward = allocate(3 * stages, sizeof *forward), *input = forward + stages, *weight = input + stages;
+    for (int stage = 0; stage < schedule->stages; stage++)
+        for (int layer = first_layer[stage]; layer < first_layer[stage + 1]; layer++) {
+            struct layer_costs costs = model->layers[layer].kind->costs(&model->layers[layer], circumstances);
+            forward[stage] += costs.forward;
+            input[stage] += costs.input_gradient;
+            weight[stage] += costs.weight_gradient;
+        }
+    struct simulate_costs costs = {.forward = forward, .input = input, .weight = weight};
+    struct simulation *simulation = simulate_schedule(schedule, &costs, err);
+    free(forward);
+    return simulation;
+}
+
+static int64_t bytes_of(void *sizes, const struct partition_slice *slices, int count)
+{
+    struct footprint memory = footprint_of_rank(sizes, slices, count);
+    return (int64_t)footprint_total(&memory);
+}
+
+/* Operations that could be done while an activation and its gradient cross each boundary, into [layers]; false where
+ * the machine is not known. */
+static bool message_operations(const struct settings *settings, const struct model *model,
+                               const struct circumstances *circumstances, double *operations)
+{
+    const struct machine_settings *machine = &settings->machine;
+    if (machine->link_gbs == 0 || machine->matmul_gflops == 0)
+        return false;
+    for (int layer = 1; layer < model->layer_count; layer++) {
+        const struct declaration *before = &model->declarations[layer - 1];
+        double bytes = 0;
+        for (int i = 0; i < before->after_count; i++)
+            bytes += (double)boundary_bytes(&before->after[i], circumstances, circumstances->sequences);
+        double seconds = bytes / (1e9 * machine->link_gbs) + 1e-6 * machine->link_latency_us;
+        operations[layer] = 2 * seconds * 1e9 * machine->matmul_gflops;
+    }
+    return true;
+}
+
+/* The largest number of bytes that a rank holds under a cut. */
+static int64_t largest_bytes(const struct partition_problem *problem, int ranks, const int *first_layer)
+{
+    int64_t largest = 0;
+    for (int rank = 0; rank < ranks; rank++) {
+        struct footprint memory = footprint_of_cut(problem->context, first_layer, rank);
+        largest = (int64_t)footprint_total(&memory) > largest ? (int64_t)footprint_total(&memory) : largest;
+    }
+    return largest;
+}
+
+/* Where nothing was found that fits, takes the cut with the least memory, or says how close it comes. */
+static int take_least(const struct settings *settings, const struct partition_problem *problem, int ranks,
+                      int *first_layer, struct err *err)
+{
+    struct partition_problem least = *problem;
+    least.load = problem->bytes;
+    least.bytes = NULL;
+    if (partition_balanced(&least, first_layer, err) < 0)
+        return -1;
+    int64_t most = largest_bytes(problem, ranks, first_layer);
+    if (most <= problem->capacity)
+        return 0;
+    return err_set(err,
+                   "no cut of %d layers into %d stages is within &plan memory_gib = %g: the best by memory has a rank "
+                   "that holds %s",
+                   problem->layers, problem->stages, settings->plan.memory_gib, text_bytes((double)most).text);
+}
+
+/* Of the cut that is best for ranks, in first_layer, and the one that is best for stages, which keep each other waiting
+ * where they differ, takes the faster one. */
+static int consider_stages(const struct model *model, const struct circumstances *circumstances,
+                           const struct schedule *schedule, const struct partition_problem *problem, int *first_layer,
+                           struct err *err)
+{
+    size_t bytes = ((size_t)schedule->stages + 1) * sizeof *first_layer;
+    int *other = allocate(1, bytes);
+    struct partition_problem by_stage = *problem;
+    by_stage.rank_of = NULL;
+    by_stage.bytes = NULL;
+    int result = partition_balanced(&by_stage, other, err);
+    if (result == 0 && (!problem->bytes || largest_bytes(problem, schedule->ranks, other) <= problem->capacity)) {
+        struct simulation *mine = balance_simulate(model, circumstances, schedule, first_layer, err);
+        struct simulation *theirs = balance_simulate(model, circumstances, schedule, other, err);
+        result = mine && theirs ? 0 : -1;
+        if (result == 0 && theirs->makespan < mine->makespan)
+            memcpy(first_layer, other, bytes);
+        simulate_destroy(mine);
+        simulate_destroy(theirs);
+    }
+    free(other);
+    return result;
+}
+
+/* The cut by cost, parameters or memory. */
+static int balance_loads(const struct settings *settings, const struct model *model,
+                         const struct circumstances *circumstances, const struct schedule *schedule,
+                         struct footprint_sizes *sizes, int *first_layer, struct err *err)
+{
+    enum balance_choice balance = settings->pipeline.balance;
+    size_t layers = (size_t)model->layer_count;
+    double *cost = allocate(layers, sizeof *cost), *cut_cost = allocate(layers, sizeof *cut_cost);
+    int *rank_of = allocate((size_t)schedule->stages, sizeof *rank_of);
+    for (int stage = 0; stage < schedule->stages; stage++)
+        rank_of[stage] = schedule_rank_of(schedule, stage);
+    for (int i = 0; i < model->layer_count; i++)
+        cost[i] = balance == BALANCE_COST ? balance_operations(model, circumstances, i, i + 1)
+                                          : (double)parameters_in_layers(model, i, i + 1);
+    bool messages = balance == BALANCE_COST && message_operations(settings, model, circumstances, cut_cost);
+    bool limited = settings->plan.memory_gib > 0;
+    struct partition_problem problem = {.layers = model->layer_count,
+                                        .stages = schedule->stages,
+                                        .cost = cost,
+                                        .cut_cost = messages ? cut_cost : NULL,
+                                        .load = balance == BALANCE_MEMORY ? bytes_of : NULL,
+                                        .rank_of = schedule->chunks > 1 ? rank_of : NULL,
+                                        .bytes = limited ? bytes_of : NULL,
+                                        .capacity = (int64_t)(settings->plan.memory_gib * (1 << 30)),
+                                        .context = sizes};
+    int result = partition_balanced(&problem, first_layer, err);
+    if (result < 0 && limited)
+        result = take_least(settings, &problem, schedule->ranks, first_layer, err);
+    if (result == 0 && problem.rank_of && balance == BALANCE_COST)
+        result = consider_stages(model, circumstances, schedule, &problem, first_layer, err);
+    free(cost);
+    free(cut_cost);
+    free(rank_of);
+    return result;
+}
+
 int balance_stages(const struct settings *settings, const struct model *model,
-                   const struct circumstances *circumstances, int stages, int *first_layer, struct err *err)
+                   const struct circumstances *circumstances, const struct schedule *schedule,
+                   const struct validation *validation, int *first_layer, struct err *err)
 {
     int blocks = model_blocks(model, 0, model->layer_count);
-    enum balance_choice balance = settings->pipeline.balance;
-    if (balance == BALANCE_UNIFORM)
-        return partition_uniform(blocks, stages, first_layer, err);
-    if (balance == BALANCE_EXPLICIT)
-        return partition_explicit(blocks, stages, settings->pipeline.stage_layers.items,
+    if (settings->pipeline.balance == BALANCE_UNIFORM)
+        return partition_uniform(blocks, schedule->stages, first_layer, err);
+    if (settings->pipeline.balance == BALANCE_EXPLICIT)
+        return partition_explicit(blocks, schedule->stages, settings->pipeline.stage_layers.items,
                                   settings->pipeline.stage_layers.count, first_layer, err);
-    if (balance == BALANCE_MEMORY)
-        return err_set(err, "&pipeline balance = 'memory' is not built yet; 'cost', 'uniform', 'parameters' and "
-                            "'explicit' are");
-    /* Tensor ranks whose shares differ must cut alike: as the first does, whose share is the largest. */
-    struct circumstances first = *circumstances;
+    struct circumstances first = *circumstances; /* tensor rank 0 has the largest share; all must come to one cut */
     first.t = 0;
-    double *cost = allocate((size_t)model->layer_count, sizeof *cost);
-    for (int i = 0; i < model->layer_count; i++)
-        cost[i] = balance == BALANCE_COST ? balance_operations(model, &first, i, i + 1)
-                                          : (double)parameters_in_layers(model, i, i + 1);
-    struct partition_problem problem = {.layers = model->layer_count, .stages = stages, .cost = cost};
-    int result = partition_balanced(&problem, first_layer, err);
-    free(cost);
+    struct footprint_sizes *sizes = footprint_sizes_create(model, &first, schedule, validation,
+                                                           settings->optimizer.sharded ? settings->grid.data : 1);
+    int result = balance_loads(settings, model, &first, schedule, sizes, first_layer, err);
+    footprint_sizes_destroy(sizes);
     return result;
 }

@@ -4,14 +4,29 @@
 
 #include "base/error.h"
 #include "model/family.h"
+#include "pipeline/simulate.h"
+#include "pipeline/validate.h"
 
 /* Fills first_layer[stages + 1] (pipeline/partition.h) by &pipeline balance: 'uniform' and 'explicit' by blocks
- * (model_blocks), 'cost' by the layers' declared operations under these circumstances, 'parameters' by their numbers.
- * Every stage gets at least one layer. Returns 0, or -1 with *err. Local and the same on every rank. */
+ * (model_blocks), 'cost' by the layers' declared operations under these circumstances, 'parameters' by their numbers,
+ * 'memory' by what the ranks hold under the schedule. Every stage gets at least one layer.
+ *
+ * With one chunk on a rank the last three are the exact best cut; with several what the rank has in all is balanced,
+ * and the cut is one that partition.h finds. For 'cost' the simulator decides then between that cut and the one that is
+ * best for the stages themselves. Where &machine tells how fast links and matmuls are, messages count as 'cost' too.
+ * Where &plan memory_gib is given, the last three keep every rank within it.
+ *
+ * `validation` is of the schedule. Returns 0, or -1 with *err. Local and the same on every rank. */
 int balance_stages(const struct settings *settings, const struct model *model,
-                   const struct circumstances *circumstances, int stages, int *first_layer, struct err *err);
+                   const struct circumstances *circumstances, const struct schedule *schedule,
+                   const struct validation *validation, int *first_layer, struct err *err);
 
 /* The declared operations of forward and backward of a full microbatch in layers first ... last - 1. */
 double balance_operations(const struct model *model, const struct circumstances *circumstances, int first, int last);
+
+/* The schedule under a cut, simulated with the layers' declared operations for seconds and free messages; NULL with
+ * *err as simulate_schedule(). */
+struct simulation *balance_simulate(const struct model *model, const struct circumstances *circumstances,
+                                    const struct schedule *schedule, const int *first_layer, struct err *err);
 
 #endif

@@ -58,3 +58,18 @@ size_t footprint_total(const struct footprint *memory)
     return memory->weights + memory->computed + memory->gradients + memory->moments + memory->activations +
            memory->buffers + memory->workspace;
 }
+
+size_t footprint_buffer(size_t bytes)
+{
+    return (bytes / 64 + 1) * 64;
+}
+
+void footprint_add_stage(struct footprint *memory, const struct stage_slots *slots, const struct stage_bytes *bytes)
+{
+    memory->activations += (size_t)slots->sets * footprint_buffer(bytes->set) +
+                           (size_t)slots->pending * footprint_buffer(bytes->pending) +
+                           (size_t)slots->inputs * footprint_buffer(bytes->input);
+    memory->buffers += (size_t)slots->outputs * footprint_buffer(bytes->output) +
+                       (size_t)slots->out_gradients * footprint_buffer(bytes->output) +
+                       (size_t)slots->in_gradients * footprint_buffer(bytes->input);
+}

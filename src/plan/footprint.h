@@ -4,6 +4,7 @@
 #define PLAN_FOOTPRINT_H
 
 #include "model/stage.h"
+#include "pipeline/partition.h"
 #include "pipeline/validate.h"
 
 /* Sends of one stage and direction that may be under way at once. */
@@ -34,5 +35,29 @@ struct footprint {
 };
 
 size_t footprint_total(const struct footprint *memory);
+
+/* Bytes that a buffer takes: whole cache lines, never none, as a stage that keeps nothing has buffers too. */
+size_t footprint_buffer(size_t bytes);
+
+/* Adds the sets and messages of one stage. */
+void footprint_add_stage(struct footprint *memory, const struct stage_slots *slots, const struct stage_bytes *bytes);
+
+/* What any slices of the model take on a rank under one schedule, worked out as they are asked for. */
+struct footprint_sizes;
+
+/* For the tensor rank circumstances->t; `moment_shares` data ranks share the moments (and the float32
+ * weights where computations read others), 1: each has all. Holds on to its
+ * arguments; freed by footprint_sizes_destroy(), which accepts NULL. Local. */
+struct footprint_sizes *footprint_sizes_create(const struct model *model, const struct circumstances *circumstances,
+                                               const struct schedule *schedule, const struct validation *validation,
+                                               int moment_shares);
+void footprint_sizes_destroy(struct footprint_sizes *sizes);
+
+/* What the rank with these slices, in ascending order, holds: all but the scratch memory of sums over ranks, which does
+ * not depend on the cut, and what evaluation may need beyond training. */
+struct footprint footprint_of_rank(struct footprint_sizes *sizes, const struct partition_slice *slices, int count);
+
+/* The same for pipeline rank `rank` under a cut. */
+struct footprint footprint_of_cut(struct footprint_sizes *sizes, const int *first_layer, int rank);
 
 #endif

@@ -135,15 +135,12 @@ static size_t losses_bytes(const struct executor *executor)
 
 size_t executor_bytes(const struct executor *executor, struct footprint *memory)
 {
-    size_t activations = 0, buffers = losses_bytes(executor);
-    for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
-        const struct local_stage *stage = &executor->stages[chunk];
-        activations += pool_bytes(&stage->sets) + pool_bytes(&stage->pending) + pool_bytes(&stage->inputs);
-        buffers += pool_bytes(&stage->outputs) + pool_bytes(&stage->out_gradients) + pool_bytes(&stage->in_gradients);
-    }
-    memory->activations += activations;
-    memory->buffers += buffers;
-    return activations + buffers;
+    struct footprint own = {.buffers = losses_bytes(executor)};
+    for (int chunk = 0; chunk < executor->schedule->chunks; chunk++)
+        footprint_add_stage(&own, &executor->stages[chunk].slots, stage_bytes(executor->stages[chunk].computation));
+    memory->activations += own.activations;
+    memory->buffers += own.buffers;
+    return own.activations + own.buffers;
 }
 
 void executor_attach(struct executor *executor, char *memory, const struct context *context)

@@ -4,10 +4,11 @@
 
 #include "base/error.h"
 #include "base/memory.h"
+#include "plan/footprint.h"
 
 void pool_create(struct pool *pool, int count, size_t each)
 {
-    *pool = (struct pool){.each = (each / 64 + 1) * 64, .count = count}; /* never 0: a stage may keep nothing */
+    *pool = (struct pool){.each = footprint_buffer(each), .count = count};
     pool->free = allocate((size_t)count, sizeof *pool->free);
 }
 
@@ -17,15 +18,10 @@ void pool_destroy(struct pool *pool)
     *pool = (struct pool){0};
 }
 
-size_t pool_bytes(const struct pool *pool)
-{
-    return (size_t)pool->count * pool->each;
-}
-
 void pool_attach(struct pool *pool, char **memory)
 {
     pool->base = *memory;
-    *memory += pool_bytes(pool);
+    *memory += (size_t)pool->count * pool->each;
     pool->free_count = pool->count;
     for (int i = 0; i < pool->count; i++)
         pool->free[i] = pool->count - 1 - i;

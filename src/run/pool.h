@@ -15,8 +15,7 @@ struct pool {
 void pool_create(struct pool *pool, int count, size_t each);
 void pool_destroy(struct pool *pool);
 
-/* Bytes of all buffers, and where they are; *memory moves behind them. */
-size_t pool_bytes(const struct pool *pool);
+/* Tells where the buffers are; *memory moves behind them. */
 void pool_attach(struct pool *pool, char **memory);
 
 /* Between these two calls only buffers that are handed out may be touched (base/memory.h). */

@@ -65,12 +65,13 @@ static int make_schedules(struct trainer *trainer, const struct text *csv, bool 
 /* Cuts the model into stages and writes the cut back into the settings, so that resolved.nml gives the same run. */
 static int cut_model(struct trainer *trainer, struct settings *settings, struct err *err)
 {
-    const struct schedule *schedule = trainer->evaluate.schedule;
+    const struct program *program = trainer->train.schedule ? &trainer->train : &trainer->evaluate;
+    const struct schedule *schedule = program->schedule;
     const struct model *model = &trainer->model;
     trainer->first_layer = allocate((size_t)schedule->stages + 1, sizeof *trainer->first_layer);
     trainer->stage_of_layer = allocate((size_t)model->layer_count, sizeof *trainer->stage_of_layer);
-    if (balance_stages(settings, model, &trainer->context.circumstances, schedule->stages, trainer->first_layer, err) <
-        0)
+    if (balance_stages(settings, model, &trainer->context.circumstances, schedule, program->validation,
+                       trainer->first_layer, err) < 0)
         return -1;
     struct settings_list *list = &settings->pipeline.stage_layers;
     free(list->items);

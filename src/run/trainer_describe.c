@@ -3,7 +3,6 @@
 
 #include "base/log.h"
 #include "base/memory.h"
-#include "pipeline/simulate.h"
 #include "plan/balance.h"
 #include "run/trainer_state.h"
 
@@ -23,22 +22,11 @@ double trainer_flops_per_step(const struct trainer *trainer)
 
 double trainer_expected_bubble(const struct trainer *trainer)
 {
-    const struct schedule *schedule = trainer->train.schedule;
-    double *costs = allocate((size_t)schedule->stages * 3, sizeof *costs);
-    double *forward = costs, *input = costs + schedule->stages, *weight = input + schedule->stages;
-    for (int layer = 0; layer < trainer->model.layer_count; layer++) {
-        const struct layer *item = &trainer->model.layers[layer];
-        struct layer_costs cost = item->kind->costs(item, &trainer->context.circumstances);
-        forward[trainer->stage_of_layer[layer]] += cost.forward;
-        input[trainer->stage_of_layer[layer]] += cost.input_gradient;
-        weight[trainer->stage_of_layer[layer]] += cost.weight_gradient;
-    }
     struct err err;
-    struct simulation *simulation = simulate_schedule(
-        schedule, &(struct simulate_costs){.forward = forward, .input = input, .weight = weight}, &err);
+    struct simulation *simulation = balance_simulate(&trainer->model, &trainer->context.circumstances,
+                                                     trainer->train.schedule, trainer->first_layer, &err);
     double bubble = simulation ? simulation->bubble : NAN;
     simulate_destroy(simulation);
-    free(costs);
     return bubble;
 }
 
