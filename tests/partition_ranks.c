@@ -178,6 +178,60 @@ static void stages_together(enum placement placement, int ranks, int chunks, boo
     schedule_destroy(schedule);
 }
 
+/* By cost within a limit on memory that leaves a twentieth above the least. */
+static void limited(enum placement placement, int ranks, int chunks, const char *name)
+{
+    unsigned random = 31;
+    struct schedule *schedule = schedule_create(ranks, chunks, 1, placement);
+    int cases = 300, made = 0, kept = 0, exact = 0, free_of = 0, rank_of[MOST_STAGES];
+    for (int stage = 0; stage < schedule->stages; stage++)
+        rank_of[stage] = schedule_rank_of(schedule, stage);
+    for (int i = 0; i < cases; i++) {
+        struct input input;
+        double cost[MOST_LAYERS];
+        int64_t best[MOST_STAGES], loads[MOST_STAGES];
+        int first_layer[MOST_STAGES + 1];
+        struct err err = {""};
+        fill(&input, &random);
+        for (int layer = 0; layer < MOST_LAYERS; layer++)
+            cost[layer] = 1 + next_random(&random) % 9;
+        struct partition_problem problem = {.layers = schedule->stages + (int)(next_random(&random) % 7),
+                                            .stages = schedule->stages,
+                                            .load = load_of,
+                                            .rank_of = rank_of,
+                                            .context = &input};
+        try_all(&problem, ranks, best);
+        problem.load = NULL;
+        problem.cost = cost;
+        free_of += partition_balanced(&problem, first_layer, &err) == 0; /* and might not fit */
+        problem.bytes = load_of;
+        problem.capacity = best[0] + best[0] / 20;
+        free_of -= loads_of(&problem, first_layer, ranks, loads);
+        try_all(&problem, ranks, best);
+        if (partition_balanced(&problem, first_layer, &err) < 0)
+            continue;
+        made++;
+        kept += loads_of(&problem, first_layer, ranks, loads);
+        exact += loads[0] == best[0];
+    }
+    ok(free_of > cases / 3, "%s: %d of %d cuts need more memory than there is", name, free_of, cases);
+    ok(made > cases * 9 / 10 && kept == made, "%s: %d of %d are found within it", name, made, cases);
+    ok(exact > cases * 7 / 10, "%s: %d have the smallest bottleneck there is", name, exact);
+    schedule_destroy(schedule);
+}
+
+/* Between stages on one rank nothing is sent: there the cut may be dear. */
+static void turn(void)
+{
+    static const double cost[] = {1, 2, 2, 1, 2}, cut[] = {0, 0, 50, 0, 0};
+    static const int rank_of[] = {0, 1, 1, 0}, expected[] = {0, 1, 2, 3, 5};
+    struct partition_problem problem = {.layers = 5, .stages = 4, .cost = cost, .cut_cost = cut, .rank_of = rank_of};
+    int first_layer[5];
+    struct err err = {""};
+    ok(partition_balanced(&problem, first_layer, &err) == 0 && memcmp(first_layer, expected, sizeof expected) == 0,
+       "the turn of a V is where a message would be long");
+}
+
 int main(void)
 {
     stages_alone();
@@ -188,5 +242,8 @@ int main(void)
     stages_together(PLACEMENT_V, 2, 2, false, "a V on 2 ranks");
     stages_together(PLACEMENT_V, 4, 2, false, "a V on 4 ranks");
     stages_together(PLACEMENT_V, 3, 2, true, "memory of a V on 3 ranks");
+    limited(PLACEMENT_LOOP, 3, 2, "a limit for 2 chunks in a loop");
+    limited(PLACEMENT_V, 3, 2, "a limit for a V");
+    turn();
     return tap_done();
 }

@@ -71,12 +71,22 @@ static void reasons(void)
     is_idle(simulation, 1, 2, 3, 0, 5, "a slow stage");
     simulate_destroy(simulation);
 
-    /* both: rank 0: B 5.125-9.125, F -11.125; rank 1: F 2.125-3.125, B -5.125?, ... , F 11.25-12.25 after B -8.125 */
+    /* the same with rank 1: B -8.25, F 11.375-12.375, made until 11.25 */
     costs.message = tenth;
     simulation = simulate("1f1b", 2, 1, 3, &costs);
     const struct simulate_rank *last = &simulation->ranks[1];
     is_near(last->imbalance, 3.125, 1e-12, "a slow stage and messages: what the slow stage costs");
     is_near(last->communication, 0.125, 1e-12, "a slow stage and messages: what the messages cost");
+    simulate_destroy(simulation);
+
+    /* rank 0: F 0-3, sends -4, F 4-7, sends -8, B 9-11, F 11-14, sends -15, B 16-18, B 19-21;
+     * rank 1: F 4-5, B 5-7, sends -8, F 9-10, B 10-12, sends -13, F 15-16 (made until 14), B 16-18 */
+    static const double three[] = {3, 1};
+    costs = (struct simulate_costs){.forward = three, .input = ones, .weight = ones, .message = ones, .occupied = 1};
+    simulation = simulate("1f1b", 2, 1, 3, &costs);
+    is_near(simulation->makespan, 21, 0, "a slow stage and messages that block: makespan");
+    is_idle(simulation, 0, 3, 0, 0, 3, "a slow stage and messages that block");
+    is_idle(simulation, 1, 4, 1, 4, 3, "a slow stage and messages that block");
     simulate_destroy(simulation);
 }
 
