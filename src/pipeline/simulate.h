@@ -58,12 +58,13 @@ struct simulation {
  *                arrival of the input, a free slot for the output)
  *   arrival = max(end of the producer, the same link is free) + message + latency, or end of the producer if local
  * A link is one direction between two neighbours. Reductions run behind each other and beside computations, from the
- * last backward of their stage on. When all are done, the ends of tied weights are added as soon as all their ranks are
- * there, and when that is done everywhere, for the norm, come the optimizer step and the gather.
+ * last backward of their stage on. The ends of tied weights are added as soon as all ranks that have one are there.
+ * When all that is done everywhere, for the norm, come the optimizer step and the gather.
  *
  * Receives are always posted in time. The trainer posts them so far ahead (buffers.h) that a message has at least one
- * computation of the receiver to move in; where the receiver lags so much behind that a sender runs out of slots, it is
- * the receiver that everyone waits for anyway.
+ * computation of the receiver to move in; where a receiver lags so much that its senders run out of slots, everyone
+ * waits for it anyway. Worked out with receives of that depth, makespans are the same in all schedules but looped-bfs,
+ * which takes up to 2% longer on very uneven stages.
  *
  * Takes time in proportion to the table. The caller frees the result with simulate_destroy(); NULL with *err when the
  * ranks' orders do not fit together. */
@@ -78,7 +79,8 @@ struct simulate_spans {
     int64_t count, capacity;
 };
 
-/* The same with all spans, into spans[ranks], empty before; freed by simulate_spans_destroy(), after a failure too. */
+/* The same with all spans, into spans[ranks], which the caller has allocated, zeroed, and frees with all in it by
+ * simulate_spans_destroy(), after a failure too. */
 struct simulation *simulate_recorded(const struct schedule *schedule, const struct simulate_costs *costs,
                                      struct simulate_spans *spans, struct err *err);
 void simulate_spans_destroy(struct simulate_spans *spans, int ranks);
