@@ -105,11 +105,9 @@ def check_evaluation(folder):
 
 
 def told(out):
-    """Bytes by name from the line about memory."""
-    units = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20}
+    """Bytes by name from the first rank's line about memory."""
     line = next(line for line in out.splitlines() if line.startswith("memory"))
-    return {name: float(number) * units[unit]
-            for name, number, unit in re.findall(r"(\w+) ([0-9.]+) (bytes|KiB|MiB)", line)}
+    return {name: int(number) for name, number in re.findall(r"(\w+) (\d+)(?:,| bytes)", line)}
 
 
 def check_memory(folder):

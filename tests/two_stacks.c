@@ -115,7 +115,7 @@ static bool has_scratch(const struct trainer *trainer)
     for (int i = 0; i + 1 < trainer->parameters.local_layers && trainer->grid.pipeline == 1; i++)
         for (int j = 0; j < trainer->model.declarations[i].after_count; j++) {
             const struct boundary *tensor = &trainer->model.declarations[i].after[j];
-            enough = enough && trainer->tensor_scratch_bytes >=
+            enough = enough && trainer->memory.tensor_scratch >=
                                    context_tensor_scratch(trainer->grid.tensor_group, ELEMENT_FLOAT32,
                                                           SIZE * tensor->rows_per_sequence, tensor->width);
         }

@@ -217,8 +217,8 @@ void shards_create(struct shards *shards, const struct parameters *parameters, i
         elements += largest;
         blocks += (largest + SQUARES_BLOCK - 1) / SQUARES_BLOCK;
     }
-    /* A full bucket lacks less than a block; each run may end with one that is not full. */
-    size_t buckets = (size_t)(elements / (BUCKET_ELEMENTS - SQUARES_BLOCK)) + (size_t)parameters->count;
+    /* Each run may end with a bucket that is not full. */
+    size_t buckets = (size_t)shards_most_buckets(elements) + (size_t)parameters->count;
     size_t ranges = buckets + (size_t)parameters->count;
     shards->buckets = allocate(buckets, sizeof *shards->buckets);
     shards->pieces = allocate(buckets * 2 * (size_t)data, sizeof *shards->pieces);
@@ -252,6 +252,26 @@ void shards_destroy(struct shards *shards)
     free(shards->ranges);
     free(shards->shards);
     *shards = (struct shards){0};
+}
+
+/* A cut is at most half a block away from where it would be without blocks, so no rank's part of a bucket is more than
+ * a block from what lifts the rank to the level, which is at most the mean: no rank holds more than the mean and a
+ * block, nor `uneven` more than another. Each tied parameter, dealt out by itself, may add as much to that once. */
+int64_t shards_most(int64_t elements, int data, int64_t buckets, int ties)
+{
+    int64_t most = elements / data + (1 + ties) * (SQUARES_BLOCK + 2);
+    return at_most(elements, most) + buckets * PIECE_ALIGNMENT;
+}
+
+int64_t shards_most_of_bucket(int64_t count, int data, int ties)
+{
+    int64_t uneven = (1 + ties) * (2 * SQUARES_BLOCK + data);
+    return at_most(count, count / data + uneven + SQUARES_BLOCK + 1);
+}
+
+int64_t shards_most_buckets(int64_t elements)
+{
+    return elements / (BUCKET_ELEMENTS - SQUARES_BLOCK) + 1; /* a full bucket lacks less than a block */
 }
 
 int64_t shards_held(const struct shards *shards, const struct bucket *bucket, int64_t *begin)

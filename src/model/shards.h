@@ -61,4 +61,11 @@ void shards_destroy(struct shards *shards);
  * Returns the number of elements. */
 int64_t shards_held(const struct shards *shards, const struct bucket *bucket, int64_t *begin);
 
+/* For those who plan, on tensor rank 0, whose shares are the largest: of what is dealt out in buckets, `ties` tied
+ * parameters among it, at least as many elements as any of `data` ranks holds, and gaps; the elements of its piece of a
+ * bucket of `count`; and the buckets of a run of shares without a tied one, or of a tied one. */
+int64_t shards_most(int64_t elements, int data, int64_t buckets, int ties);
+int64_t shards_most_of_bucket(int64_t count, int data, int ties);
+int64_t shards_most_buckets(int64_t elements);
+
 #endif

@@ -82,3 +82,15 @@ struct communicator *comm_mpi_open_beside(MPI_Comm mpi, struct communicator *bes
         fatal("a communicator of %s cannot advance beside one of %s", table.name, beside->ops->name);
     return open_with(mpi, comm_mpi_engine_share(of(beside)->engine));
 }
+
+void comm_mpi_outline_init(struct communicator *outline, int rank, int size)
+{
+    *outline = (struct communicator){.ops = &table, .mpi = MPI_COMM_NULL, .rank = rank, .size = size};
+    communicator_list_ranks(outline);
+}
+
+void comm_mpi_outline_fini(struct communicator *outline)
+{
+    free(outline->one_each);
+    *outline = (struct communicator){0};
+}

@@ -20,19 +20,24 @@ MPI_Comm communicator_duplicate(MPI_Comm mpi)
     return copy;
 }
 
-void communicator_init(struct communicator *comm, const struct communicator_ops *ops, MPI_Comm mpi)
+void communicator_list_ranks(struct communicator *comm)
 {
-    comm->ops = ops;
-    comm->mpi = communicator_duplicate(mpi);
-    mpi_check(MPI_Comm_rank(comm->mpi, &comm->rank), "MPI_Comm_rank");
-    mpi_check(MPI_Comm_size(comm->mpi, &comm->size), "MPI_Comm_size");
-    /* The list stands behind its head; communicator_release frees both. */
+    /* The list stands behind its head, which is freed with it. */
     comm->one_each = allocate(1, sizeof *comm->one_each + (size_t)comm->size * sizeof(int));
     int *rank_of = (int *)(comm->one_each + 1);
     for (int i = 0; i < comm->size; i++)
         rank_of[i] = i;
     comm->one_each->count = comm->size;
     comm->one_each->rank_of = rank_of;
+}
+
+void communicator_init(struct communicator *comm, const struct communicator_ops *ops, MPI_Comm mpi)
+{
+    comm->ops = ops;
+    comm->mpi = communicator_duplicate(mpi);
+    mpi_check(MPI_Comm_rank(comm->mpi, &comm->rank), "MPI_Comm_rank");
+    mpi_check(MPI_Comm_size(comm->mpi, &comm->size), "MPI_Comm_size");
+    communicator_list_ranks(comm);
 }
 
 void communicator_release(struct communicator *comm)

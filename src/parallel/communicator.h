@@ -101,10 +101,19 @@ void control_min(struct communicator *comm, double *values, int64_t count);
 void control_sum_uint64(struct communicator *comm, uint64_t *values, int64_t count); /* modulo 2^64 */
 void control_barrier(struct communicator *comm);
 
+/* A communicator of comm_mpi_open that exists on paper: only what follows from rank and size (sum_scratch(),
+ * communicator_one_each(), the members) may be asked of it. For those who plan memory. Local; released by
+ * comm_mpi_outline_fini. */
+void comm_mpi_outline_init(struct communicator *outline, int rank, int size);
+void comm_mpi_outline_fini(struct communicator *outline);
+
 /* For those who fill the table: the common part, over a duplicate of `mpi` that returns errors; collective, as is its
  * release. */
 void communicator_init(struct communicator *comm, const struct communicator_ops *ops, MPI_Comm mpi);
 void communicator_release(struct communicator *comm);
+
+/* Makes communicator_one_each()'s list from the size; freed with free(comm->one_each). */
+void communicator_list_ranks(struct communicator *comm);
 
 /* A duplicate of `mpi` that returns errors. Collective; free it with MPI_Comm_free. */
 MPI_Comm communicator_duplicate(MPI_Comm mpi);

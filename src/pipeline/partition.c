@@ -87,7 +87,7 @@ static void extend(struct search *search, int end, int stages)
 {
     const int64_t *bottleneck = search->now.loads + row(search, end);
     search->now.exists[end] = false;
-    for (int from = end - 1; from >= stages - 1; from--) {
+    for (int from = stages == 1 ? 0 : end - 1; from >= stages - 1; from--) { /* the first stage starts the model */
         struct partition_slice slice = {stages - 1, from, end};
         int64_t load = loads_of_rank(search->loads, &slice, 1), own = loads_own(search->loads, &slice, load);
         if (own > search->ceiling || (search->now.exists[end] && own > *bottleneck))

@@ -6,7 +6,6 @@
 #include "base/memory.h"
 #include "model/parameters.h"
 #include "pipeline/partition.h"
-#include "plan/footprint.h"
 
 double balance_operations(const struct model *model, const struct circumstances *circumstances, int first, int last)
 {
@@ -38,7 +37,7 @@ struct simulation *balance_simulate(const struct model *model, const struct circ
 
 static int64_t bytes_of(void *sizes, const struct partition_slice *slices, int count)
 {
-    struct footprint memory = footprint_of_rank(sizes, slices, count);
+    struct footprint memory = footprint_of_slices(sizes, slices, count);
     return (int64_t)footprint_total(&memory);
 }
 
@@ -66,7 +65,7 @@ static int64_t largest_bytes(const struct partition_problem *problem, int ranks,
 {
     int64_t largest = 0;
     for (int rank = 0; rank < ranks; rank++) {
-        struct footprint memory = footprint_of_cut(problem->context, first_layer, rank);
+        struct footprint memory = footprint_of_rank(problem->context, first_layer, rank, NULL, NULL);
         largest = (int64_t)footprint_total(&memory) > largest ? (int64_t)footprint_total(&memory) : largest;
     }
     return largest;
@@ -151,21 +150,20 @@ static int balance_loads(const struct settings *settings, const struct model *mo
     return result;
 }
 
-int balance_stages(const struct settings *settings, const struct model *model,
-                   const struct circumstances *circumstances, const struct schedule *schedule,
-                   const struct validation *validation, int *first_layer, struct err *err)
+int balance_stages(const struct settings *settings, const struct layout *layout, int *first_layer, struct err *err)
 {
+    const struct model *model = layout->model;
+    const struct schedule *schedule = layout->train.schedule ? layout->train.schedule : layout->evaluate.schedule;
     int blocks = model_blocks(model, 0, model->layer_count);
     if (settings->pipeline.balance == BALANCE_UNIFORM)
         return partition_uniform(blocks, schedule->stages, first_layer, err);
     if (settings->pipeline.balance == BALANCE_EXPLICIT)
         return partition_explicit(blocks, schedule->stages, settings->pipeline.stage_layers.items,
                                   settings->pipeline.stage_layers.count, first_layer, err);
-    struct circumstances first = *circumstances; /* tensor rank 0 has the largest share; all must come to one cut */
-    first.t = 0;
-    struct footprint_sizes *sizes = footprint_sizes_create(model, &first, schedule, validation,
-                                                           settings->optimizer.sharded ? settings->grid.data : 1);
-    int result = balance_loads(settings, model, &first, schedule, sizes, first_layer, err);
+    struct layout first = *layout; /* tensor rank 0 has the largest share; all must come to one cut */
+    first.circumstances.t = 0;
+    struct footprint_sizes *sizes = footprint_sizes_create(&first);
+    int result = balance_loads(settings, model, &first.circumstances, schedule, sizes, first_layer, err);
     footprint_sizes_destroy(sizes);
     return result;
 }

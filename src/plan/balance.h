@@ -5,7 +5,7 @@
 #include "base/error.h"
 #include "model/family.h"
 #include "pipeline/simulate.h"
-#include "pipeline/validate.h"
+#include "plan/footprint.h"
 
 /* Fills first_layer[stages + 1] (pipeline/partition.h) by &pipeline balance: 'uniform' and 'explicit' by blocks
  * (model_blocks), 'cost' by the layers' declared operations under these circumstances, 'parameters' by their numbers,
@@ -16,10 +16,9 @@
  * best for the stages themselves. Where &machine tells how fast links and matmuls are, messages count as 'cost' too.
  * Where &plan memory_gib is given, the last three keep every rank within it.
  *
- * `validation` is of the schedule. Returns 0, or -1 with *err. Local and the same on every rank. */
-int balance_stages(const struct settings *settings, const struct model *model,
-                   const struct circumstances *circumstances, const struct schedule *schedule,
-                   const struct validation *validation, int *first_layer, struct err *err);
+ * The cut is for training's schedule, or for evaluation's where there is no training, and the same on every tensor
+ * rank. Returns 0, or -1 with *err. Local and the same on every rank. */
+int balance_stages(const struct settings *settings, const struct layout *layout, int *first_layer, struct err *err);
 
 /* The declared operations of forward and backward of a full microbatch in layers first ... last - 1. */
 double balance_operations(const struct model *model, const struct circumstances *circumstances, int first, int last);

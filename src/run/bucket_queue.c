@@ -4,8 +4,7 @@
 
 #include "base/memory.h"
 #include "base/trace.h"
-
-#define BUCKETS_UNDER_WAY 4
+#include "plan/footprint.h"
 
 struct request {
     int bucket;

@@ -133,13 +133,11 @@ static size_t losses_bytes(const struct executor *executor)
     return has_loss(executor) ? (bytes + 63) / 64 * 64 : 0;
 }
 
-size_t executor_bytes(const struct executor *executor, struct footprint *memory)
+size_t executor_bytes(const struct executor *executor)
 {
     struct footprint own = {.buffers = losses_bytes(executor)};
     for (int chunk = 0; chunk < executor->schedule->chunks; chunk++)
         footprint_add_stage(&own, &executor->stages[chunk].slots, stage_bytes(executor->stages[chunk].computation));
-    memory->activations += own.activations;
-    memory->buffers += own.buffers;
     return own.activations + own.buffers;
 }
 

@@ -46,9 +46,9 @@ void executor_destroy(struct executor *executor); /* NULL is allowed */
 /* Whether some stage of this rank reads the field. */
 bool executor_reads(const struct executor *executor, int field);
 
-/* Adds the bytes of its buffers (activations and buffers) to *memory; then executor_attach gives it that much memory,
- * executor_bytes in one piece, and the workspace and scratch in the context. */
-size_t executor_bytes(const struct executor *executor, struct footprint *memory);
+/* Bytes of all its buffers; then executor_attach gives it that much memory in one piece, and the workspace and scratch
+ * in the context. */
+size_t executor_bytes(const struct executor *executor);
 void executor_attach(struct executor *executor, char *memory, const struct context *context);
 
 /* Runs the list once, up to the optimizer step. Collective over the pipeline ranks. */

@@ -4,8 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
-
-#define TIES_UNDER_WAY 4 /* sums of buckets */
+#include "plan/footprint.h"
 
 /* A tied weight of which this rank holds at least one end. */
 struct tie {

@@ -29,12 +29,12 @@ void pool_attach(struct pool *pool, char **memory)
 
 void pool_begin(const struct pool *pool)
 {
-    memory_forbid(pool->base, pool_bytes(pool));
+    memory_forbid(pool->base, (size_t)pool->count * pool->each);
 }
 
 void pool_end(const struct pool *pool)
 {
-    memory_allow(pool->base, pool_bytes(pool));
+    memory_allow(pool->base, (size_t)pool->count * pool->each);
 }
 
 char *pool_take(struct pool *pool, const char *what)

@@ -62,16 +62,27 @@ static int make_schedules(struct trainer *trainer, const struct text *csv, bool 
     return make_program(&trainer->evaluate, forward, err);
 }
 
+/* What decides what the ranks hold, for this tensor rank. */
+static struct layout layout_of(const struct trainer *trainer)
+{
+    const struct settings *s = trainer->settings;
+    return (struct layout){.model = &trainer->model,
+                           .circumstances = trainer->context.circumstances,
+                           .data = s->grid.data,
+                           .sharded = s->optimizer.sharded,
+                           .train = {trainer->train.schedule, trainer->train.validation},
+                           .evaluate = {trainer->evaluate.schedule, trainer->evaluate.validation}};
+}
+
 /* Cuts the model into stages and writes the cut back into the settings, so that resolved.nml gives the same run. */
 static int cut_model(struct trainer *trainer, struct settings *settings, struct err *err)
 {
-    const struct program *program = trainer->train.schedule ? &trainer->train : &trainer->evaluate;
-    const struct schedule *schedule = program->schedule;
+    const struct layout layout = layout_of(trainer);
+    const struct schedule *schedule = trainer->evaluate.schedule;
     const struct model *model = &trainer->model;
     trainer->first_layer = allocate((size_t)schedule->stages + 1, sizeof *trainer->first_layer);
     trainer->stage_of_layer = allocate((size_t)model->layer_count, sizeof *trainer->stage_of_layer);
-    if (balance_stages(settings, model, &trainer->context.circumstances, schedule, program->validation,
-                       trainer->first_layer, err) < 0)
+    if (balance_stages(settings, &layout, trainer->first_layer, err) < 0)
         return -1;
     struct settings_list *list = &settings->pipeline.stage_layers;
     free(list->items);
@@ -99,12 +110,6 @@ static struct stage **make_stages(struct trainer *trainer, const struct program 
             stage_create(&trainer->model, slices[chunk], &circumstances,
                          footprint_splits(program->schedule, slices[chunk].stage), &trainer->parameters, local_layer);
         local_layer += slices[chunk].last - slices[chunk].first;
-        const struct stage_bytes *bytes = stage_bytes(stages[chunk]);
-        if (bytes->workspace > trainer->workspace_bytes)
-            trainer->workspace_bytes = bytes->workspace;
-        size_t scratch = stage_tensor_scratch(stages[chunk], trainer->grid.tensor_group);
-        if (scratch > trainer->tensor_scratch_bytes)
-            trainer->tensor_scratch_bytes = scratch;
     }
     return stages;
 }
@@ -150,30 +155,27 @@ static void *take(const struct trainer *trainer, size_t bytes, const char *what,
     return memory;
 }
 
-/* Evaluation and training take turns in the same activation memory. */
+/* The planner counts, and all parts must get by with that. */
 static void count_memory(struct trainer *trainer, bool training)
 {
-    struct footprint forward = {0};
-    struct footprint *memory = &trainer->memory;
-    memory->weights = (size_t)trainer->shards.weight_elements * sizeof(float);
-    memory->computed = trainer->parameters.computed_bytes;
-    trainer->activation_bytes = executor_bytes(trainer->evaluate.executor, &forward);
-    if (training) {
-        memory->gradients = (size_t)trainer->parameters.gradient_elements * sizeof(float);
-        memory->moments = 2 * (size_t)trainer->shards.moment_elements * sizeof(float);
-        size_t bytes = executor_bytes(trainer->train.executor, memory);
-        if (bytes > trainer->activation_bytes)
-            trainer->activation_bytes = bytes;
-        else
-            memory->activations += trainer->activation_bytes - bytes;
-        trainer->queue_bytes = bucket_queue_bytes(trainer->queue);
-        trainer->scratch_bytes = gradients_bytes(trainer->gradients);
-    } else {
-        memory->activations = forward.activations;
-        memory->buffers = forward.buffers;
-    }
-    memory->buffers += trainer->queue_bytes + trainer->scratch_bytes + trainer->tensor_scratch_bytes;
-    memory->workspace = trainer->workspace_bytes;
+    const struct footprint *memory = &trainer->memory;
+    const struct parameters *parameters = &trainer->parameters;
+    const struct shards *shards = &trainer->shards;
+    struct layout layout = layout_of(trainer);
+    struct footprint_sizes *sizes = footprint_sizes_create(&layout);
+    trainer->memory = footprint_of_rank(sizes, trainer->first_layer, trainer->grid.p, parameters, shards);
+    footprint_sizes_destroy(sizes);
+    bool right = memory->weights == (size_t)shards->weight_elements * sizeof(float) &&
+                 memory->computed == parameters->computed_bytes &&
+                 executor_bytes(trainer->evaluate.executor) <= memory->arena;
+    if (training)
+        right = right && memory->gradients == (size_t)parameters->gradient_elements * sizeof(float) &&
+                memory->moments == 2 * (size_t)shards->moment_elements * sizeof(float) &&
+                executor_bytes(trainer->train.executor) <= memory->arena &&
+                bucket_queue_bytes(trainer->queue) == memory->queue_scratch &&
+                gradients_bytes(trainer->gradients) == memory->sum_scratch;
+    if (!right)
+        fatal("the memory counted beforehand is not what the parts need: this is a defect of ppmodel");
 }
 
 static int take_memory(struct trainer *trainer, bool training, struct err *err)
@@ -182,15 +184,15 @@ static int take_memory(struct trainer *trainer, bool training, struct err *err)
     err->text[0] = 0;
     trainer->weights = take(trainer, memory->weights, "weights", err);
     trainer->computed = take(trainer, memory->computed, "weights for computations", err);
-    trainer->activations = take(trainer, trainer->activation_bytes, "activations", err);
-    trainer->context.workspace = take(trainer, trainer->workspace_bytes, "workspace", err);
-    trainer->context.tensor_scratch = take(trainer, trainer->tensor_scratch_bytes, "tensor-parallel sums", err);
+    trainer->activations = take(trainer, memory->arena, "activations", err);
+    trainer->context.workspace = take(trainer, memory->workspace, "workspace", err);
+    trainer->context.tensor_scratch = take(trainer, memory->tensor_scratch, "tensor-parallel sums", err);
     if (training) {
         trainer->gradient_arena = take(trainer, memory->gradients, "gradients", err);
         trainer->first_moment = take(trainer, memory->moments / 2, "first moments", err);
         trainer->second_moment = take(trainer, memory->moments / 2, "second moments", err);
-        trainer->queue_scratch = take(trainer, trainer->queue_bytes, "gradient sums", err);
-        trainer->scratch = take(trainer, trainer->scratch_bytes, "sums of shared gradients", err);
+        trainer->queue_scratch = take(trainer, memory->queue_scratch, "gradient sums", err);
+        trainer->scratch = take(trainer, memory->sum_scratch, "sums of shared gradients", err);
     }
     if (memory->computed == 0)
         trainer->computed = (char *)trainer->weights;
@@ -373,11 +375,11 @@ void trainer_destroy(struct trainer *trainer)
     device->release(trainer->gradient_arena, trainer->memory.gradients);
     device->release(trainer->first_moment, trainer->memory.moments / 2);
     device->release(trainer->second_moment, trainer->memory.moments / 2);
-    device->release(trainer->activations, trainer->activation_bytes);
-    device->release(trainer->queue_scratch, trainer->queue_bytes);
-    device->release(trainer->scratch, trainer->scratch_bytes);
-    device->release(trainer->context.workspace, trainer->workspace_bytes);
-    device->release(trainer->context.tensor_scratch, trainer->tensor_scratch_bytes);
+    device->release(trainer->activations, trainer->memory.arena);
+    device->release(trainer->queue_scratch, trainer->memory.queue_scratch);
+    device->release(trainer->scratch, trainer->memory.sum_scratch);
+    device->release(trainer->context.workspace, trainer->memory.workspace);
+    device->release(trainer->context.tensor_scratch, trainer->memory.tensor_scratch);
     for (int i = 0; i < 2; i++)
         batch_destroy(&trainer->batches[i]);
     batch_destroy(&trainer->evaluation_batch);

@@ -44,7 +44,7 @@ static void add_kinds(struct text *text, const struct model *model, int first, i
     }
 }
 
-static void describe_stages(const struct trainer *trainer, const double *memory)
+static void describe_stages(const struct trainer *trainer, const struct footprint *memory)
 {
     const struct schedule *schedule = trainer->evaluate.schedule;
     const struct model *model = &trainer->model;
@@ -57,7 +57,7 @@ static void describe_stages(const struct trainer *trainer, const double *memory)
         log_line("stage %-6d %s, %lld parameters, %.1f%% of the operations; rank %d holds %s", stage,
                  text_string(&layers), (long long)parameters_in_layers(model, first, last),
                  100 * balance_operations(model, &trainer->context.circumstances, first, last) / all, rank,
-                 text_bytes(memory[rank]).text);
+                 text_bytes((double)footprint_total(&memory[rank])).text);
         text_fini(&layers);
     }
 }
@@ -66,8 +66,8 @@ void trainer_describe(const struct trainer *trainer)
 {
     const struct settings *s = trainer->settings;
     const struct grid *grid = &trainer->grid;
-    double mine = (double)footprint_total(&trainer->memory), *memory = allocate((size_t)grid->size, sizeof *memory);
-    control_gather(grid->world, memory, &mine, sizeof mine, 0);
+    struct footprint *memory = allocate((size_t)grid->size, sizeof *memory);
+    control_gather(grid->world, memory, &trainer->memory, sizeof *memory, 0);
     if (grid->rank == 0) {
         log_line("ppmodel      %s of a %s: %d layers, hidden %d, %d heads, sequence %d, vocabulary %d, %lld parameters",
                  mode_names[s->run.mode], family_names[s->model.family], s->model.layers, s->model.hidden,
@@ -90,12 +90,11 @@ void trainer_describe(const struct trainer *trainer)
                      (long long)s->pipeline.global_batch, (long long)(s->pipeline.global_batch * s->model.sequence),
                      log(s->model.vocabulary));
         }
-        log_verbose(
-            "memory       rank 0: weights %s, gradients %s, moments %s, activations %s, buffers %s, workspace %s",
-            text_bytes((double)(trainer->memory.weights + trainer->memory.computed)).text,
-            text_bytes((double)trainer->memory.gradients).text, text_bytes((double)trainer->memory.moments).text,
-            text_bytes((double)trainer->memory.activations).text, text_bytes((double)trainer->memory.buffers).text,
-            text_bytes((double)trainer->memory.workspace).text);
+        for (int rank = 0; rank < grid->size; rank++)
+            log_verbose("memory       rank %d: weights %zu, gradients %zu, moments %zu, activations %zu, buffers %zu, "
+                        "workspace %zu bytes",
+                        rank, memory[rank].weights + memory[rank].computed, memory[rank].gradients,
+                        memory[rank].moments, memory[rank].activations, memory[rank].buffers, memory[rank].workspace);
     }
     free(memory);
 }

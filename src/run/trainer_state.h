@@ -35,7 +35,6 @@ struct trainer {
     float *weights, *gradient_arena, *first_moment, *second_moment;
     char *computed; /* what computations read of the weights: an arena of its own, or the weights themselves */
     char *activations, *queue_scratch, *scratch;
-    size_t activation_bytes, queue_bytes, scratch_bytes, workspace_bytes, tensor_scratch_bytes;
 
     struct batch batches[2]; /* the present step's and the next one's */
     int present;
