@@ -232,7 +232,7 @@ static void messages(void)
     ok(memcmp(free_of, slow, 4 * sizeof *slow) == 0, "a link's speed alone says nothing");
     /* one message takes as long as two blocks */
     double seconds = 3 * 17 * 24 * sizeof(float) / 1e9;
-    x.settings.machine.matmul_gflops = 1e-9 * balance_operations(&x.model, &x.circumstances, 1, 2) / seconds;
+    x.settings.machine.peak_gflops = 1e-9 * balance_operations(&x.model, &x.circumstances, 1, 2) / seconds;
     bool made = cut(&x, BALANCE_COST, slow, &err) == 0;
     ok(made && slow[2] - slow[1] < free_of[2] - free_of[1],
        "with that of matmuls the middle stage gets %d layers in place of %d", slow[2] - slow[1],

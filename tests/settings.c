@@ -115,6 +115,7 @@ static void test_reading(void)
         "&run steps = 1099511627776 seed = 4611686018427387904 wall_minutes = 90 /\n"
         "&pipeline schedule = \"zb-v\" stage_layers(3:4) = 2*7 stage_layers(1) = 0, stage_layers(2)=65536 /\n"
         "&optimizer learning_rate = 1.5d-4 beta1 = 0 /\n"
+        "&machine sum_bytes(3) = 1d9 sum_bytes(1:2) = 0.5 3 name = 'mine' /\n"
         "&generate prompt = 'it''s \"it\"' /\n";
     struct text messages = {0};
     struct settings *s = read_all(text, NULL, &messages);
@@ -127,6 +128,9 @@ static void test_reading(void)
     const struct settings_list *list = &s->pipeline.stage_layers;
     ok(list->count == 4 && list->items[0] == 0 && list->items[1] == 65536 && list->items[2] == 7 && list->items[3] == 7,
        "a list, element by element");
+    const struct settings_reals *reals = &s->machine.sum_bytes;
+    ok(reals->count == 3 && reals->items[0] == 0.5 && reals->items[1] == 3 && reals->items[2] == 1e9,
+       "a list of reals, element by element");
     struct settings *copy = malloc(sizeof *copy);
     if (!copy)
         abort();
@@ -186,6 +190,9 @@ static void test_mistakes(void)
     refuses("pipeline", "stage_layers = 1, -1", 19, 2, "'stage_layers' = -1 is out of range",
             "allowed: at most 65536 elements of 0 to 65536");
     refuses("pipeline", "stage_layers = 1, 2.", 19, 2, "'stage_layers' takes integers, found 2.", "write 2");
+    refuses("machine", "sum_bytes = 1, 0", 16, 1, "'sum_bytes' = 0 is out of range",
+            "allowed: at most 65536 elements > 0 and <= 1e+15");
+    refuses("machine", "sum_bytes = 1, .t.", 16, 3, "'sum_bytes' takes reals, found .t.", "");
     refuses("pipeline", "stage_layers = 65537*1", 1, 12, "'stage_layers' has at most 65536 elements, found 65537", "");
     refuses("pipeline", "stage_layers = 2147483647*1, 2147483647*1", 1, 12,
             "'stage_layers' has at most 65536 elements, found 4294967294", "");
@@ -339,8 +346,10 @@ static bool same_settings(const struct settings *a, const struct settings *b)
             same = !strcmp(left, right);
             break;
         case SETTINGS_LIST:
-            same = x->count == y->count &&
-                   (x->count == 0 || !memcmp(x->items, y->items, (size_t)x->count * sizeof *x->items));
+        case SETTINGS_REALS:
+            same =
+                x->count == y->count &&
+                (x->count == 0 || !memcmp(x->items, y->items, (size_t)x->count * settings_element(&settings_keys[i])));
             break;
         }
         if (!same) {
@@ -374,12 +383,13 @@ static void randomize(struct settings *settings, const struct settings_key *key,
 {
     void *member = settings_member(settings, key);
     uint64_t draw = next_random(state);
-    int64_t span = key->high.whole - key->low.whole;
+    int64_t span = key->high.whole - key->low.whole; /* 0 for what is real */
     int64_t whole = draw % 8 == 0   ? key->low.whole
                     : draw % 8 == 1 ? key->high.whole
                                     : key->low.whole + (int64_t)(next_random(state) % (uint64_t)(span + 1));
     double unit = (double)next_random(state) / 0x1p53, real;
     struct settings_list *list = member;
+    struct settings_reals *reals = member;
     int choices = 0;
     switch (key->type) {
     case SETTINGS_INT:
@@ -414,7 +424,34 @@ static void randomize(struct settings *settings, const struct settings_key *key,
         for (int i = 0; list->items && i < list->count; i++)
             list->items[i] = (int)(next_random(state) % (uint64_t)(span + 1));
         return;
+    case SETTINGS_REALS:
+        free(reals->items);
+        reals->count = (int)(draw % 300);
+        reals->items = calloc((size_t)reals->count + 1, sizeof *reals->items);
+        for (int i = 0; reals->items && i < reals->count; i++)
+            reals->items[i] = key->high.real - (double)next_random(state) / 0x1p53 * (key->high.real - key->low.real);
+        return;
     }
+}
+
+static void test_groups(void)
+{
+    struct text messages = {0}, printed = {0};
+    struct settings *mine = read_all("&machine link_gbs = 3 sum_bytes = 7 /\n", NULL, &messages);
+    struct settings *preset =
+        read_all("&machine link_gbs = 5 memory_gib = 2.5 sum_bytes = 1, 2 sum_ranks = 4 name = 'it''s' /\n"
+                 "&run steps = 5 /\n",
+                 NULL, &messages);
+    settings_complete(mine, preset, "machine");
+    release(preset);
+    settings_print_group(mine, "machine", &printed);
+    is_text(text_string(&printed),
+            "&machine\n  name = 'it''s'\n  memory_gib = 2.5\n  link_gbs = 3.0\n  sum_ranks = 4\n  sum_bytes = 7.0\n/\n",
+            "a group is completed from another one and printed without what is 0");
+    ok(mine->run.steps == 200, "other groups stay");
+    release(mine);
+    text_fini(&printed);
+    text_fini(&messages);
 }
 
 static void test_printing(void)
@@ -475,6 +512,7 @@ int main(void)
     test_mistakes();
     test_whole_files();
     test_overrides();
+    test_groups();
     test_printing();
     return tap_done();
 }

@@ -27,6 +27,7 @@ SETTINGS_CHOICES(NAMES)
 #define ROW_LOGICAL(least, most) .type = SETTINGS_LOGICAL
 #define ROW_STRING(least, most) .type = SETTINGS_STRING, ROW_WHOLE(least, most)
 #define ROW_LIST(least, most) .type = SETTINGS_LIST, ROW_WHOLE(least, most)
+#define ROW_REALS(least, most) .type = SETTINGS_REALS, .low = BOUND least, .high = BOUND most
 #define ROW_CHOICE(name) .type = SETTINGS_CHOICE, .names = name##_names NO_BOUNDS
 #define NO_BOUNDS(least, most)
 
@@ -82,10 +83,26 @@ void settings_init(struct settings *settings)
     text_fini(&messages);
 }
 
+size_t settings_element(const struct settings_key *key)
+{
+    _Static_assert(offsetof(struct settings_list, count) == offsetof(struct settings_reals, count), "lists are alike");
+    return key->type == SETTINGS_LIST ? sizeof(int) : key->type == SETTINGS_REALS ? sizeof(double) : 0;
+}
+
+/* Gives *to items of its own. */
+static void copy_list(const struct settings_key *key, struct settings_list *to, const struct settings_list *from)
+{
+    *to = (struct settings_list){.count = from->count};
+    if (from->count == 0)
+        return;
+    to->items = allocate((size_t)from->count, settings_element(key));
+    memcpy(to->items, from->items, (size_t)from->count * settings_element(key));
+}
+
 void settings_fini(struct settings *settings)
 {
     for (int i = 0; i < settings_key_count; i++) {
-        if (settings_keys[i].type != SETTINGS_LIST)
+        if (settings_element(&settings_keys[i]) == 0)
             continue;
         struct settings_list *list = settings_member(settings, &settings_keys[i]);
         free(list->items);
@@ -96,15 +113,64 @@ void settings_fini(struct settings *settings)
 void settings_copy(struct settings *to, const struct settings *from)
 {
     *to = *from;
+    for (int i = 0; i < settings_key_count; i++)
+        if (settings_element(&settings_keys[i]) > 0)
+            copy_list(&settings_keys[i], settings_member(to, &settings_keys[i]),
+                      settings_value(from, &settings_keys[i]));
+}
+
+bool settings_is_zero(const struct settings *settings, const struct settings_key *key)
+{
+    const void *value = settings_value(settings, key);
+    switch (key->type) {
+    case SETTINGS_INT:
+    case SETTINGS_CHOICE:
+        return *(const int *)value == 0;
+    case SETTINGS_COUNT:
+        return *(const int64_t *)value == 0;
+    case SETTINGS_REAL:
+        return *(const double *)value == 0;
+    case SETTINGS_LOGICAL:
+        return !*(const bool *)value;
+    case SETTINGS_STRING:
+        return !*(const char *)value;
+    case SETTINGS_LIST:
+    case SETTINGS_REALS:
+        return ((const struct settings_list *)value)->count == 0;
+    }
+    fatal("settings type %d", (int)key->type);
+}
+
+static size_t member_bytes(const struct settings_key *key)
+{
+    switch (key->type) {
+    case SETTINGS_INT:
+    case SETTINGS_CHOICE:
+        return sizeof(int);
+    case SETTINGS_COUNT:
+        return sizeof(int64_t);
+    case SETTINGS_REAL:
+        return sizeof(double);
+    case SETTINGS_LOGICAL:
+        return sizeof(bool);
+    case SETTINGS_STRING:
+        return SETTINGS_STRING_MAX + 1;
+    case SETTINGS_LIST:
+    case SETTINGS_REALS:
+        break;
+    }
+    fatal("'%s' is a list", key->key);
+}
+
+void settings_complete(struct settings *to, const struct settings *from, const char *group)
+{
     for (int i = 0; i < settings_key_count; i++) {
-        if (settings_keys[i].type != SETTINGS_LIST)
+        const struct settings_key *key = &settings_keys[i];
+        if (strcmp(key->group, group) != 0 || !settings_is_zero(to, key))
             continue;
-        struct settings_list *list = settings_member(to, &settings_keys[i]);
-        const int *items = list->items;
-        list->items = NULL;
-        if (list->count == 0)
-            continue;
-        list->items = allocate((size_t)list->count, sizeof *list->items);
-        memcpy(list->items, items, (size_t)list->count * sizeof *items);
+        if (settings_element(key) > 0)
+            copy_list(key, settings_member(to, key), settings_value(from, key));
+        else
+            memcpy(settings_member(to, key), settings_value(from, key), member_bytes(key));
     }
 }

@@ -13,6 +13,7 @@
  *     STRING  char []  least and greatest number of bytes
  *     CHOICE(x)        enum x_choice, one of the spellings in X_CHOICES below
  *     LIST    struct settings_list of ints, each within low and high
+ *     REALS   struct settings_reals of doubles, with the bounds of REAL for each
  *
  * The upper bounds are far beyond any use; they are there so that products of a few sizes fit into 64 bits. */
 #ifndef BASE_SETTINGS_KEYS_H
@@ -204,26 +205,54 @@ enum {
     K(trace, last_step, COUNT, "0", 0, STEPS_MAX, "", "last step traced") \
     K(trace, file, STRING, "'trace.json'", 1, SETTINGS_STRING_MAX, "", "Chrome/Perfetto trace, in run.output")
 
+/* What is 0 or not given is taken from the preset, and unknown where that does not have it either. */
 #define MACHINE_KEYS(K) \
     K(machine, preset, STRING, "''", 0, SETTINGS_STRING_MAX, "", \
-      "named machine for 'plan' and balance = 'cost'; '': the figures below") \
+      "'a100-80gb-sxm' 'h100-sxm' 'h200', or a file ending in .nml whose &machine is taken: bench writes one") \
+    K(machine, name, STRING, "''", 0, SETTINGS_STRING_MAX, "", "what the figures are of; presets and bench say it") \
     K(machine, peak_gflops, REAL, "0", AT_LEAST(0), AT_MOST(1e12), "Gflop/s", \
-      "peak of one device, for mfu; 0: unknown") \
-    K(machine, matmul_gflops, REAL, "0", AT_LEAST(0), AT_MOST(1e12), "Gflop/s", \
-      "fp32 matmul of one device, measured; 0: unknown") \
-    K(machine, matmul_bf16_gflops, REAL, "0", AT_LEAST(0), AT_MOST(1e12), "Gflop/s", \
-      "bf16 matmul of one device, measured; 0: unknown") \
-    K(machine, memory_gbs, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "GB/s", \
-      "memory bandwidth of one device, measured; 0: unknown") \
-    K(machine, link_latency_us, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "us", \
-      "latency of a message between ranks, measured; 0: unknown") \
+      "peak of one device in fp32, for mfu; bench: the fastest matmul it saw; 0: unknown") \
+    K(machine, peak_tf32_gflops, REAL, "0", AT_LEAST(0), AT_MOST(1e12), "Gflop/s", "the same in tf32") \
+    K(machine, peak_bf16_gflops, REAL, "0", AT_LEAST(0), AT_MOST(1e12), "Gflop/s", "the same in bf16") \
+    K(machine, matmul_gflop, REALS, "", ABOVE(0), AT_MOST(1e12), "Gflop", \
+      "operations of one matrix product, ascending: where the efficiency is known") \
+    K(machine, matmul_efficiency, REALS, "", ABOVE(0), AT_MOST(10), "", \
+      "speed of matrix products of these sizes as a part of the peak") \
+    K(machine, memory_gib, REAL, "0", AT_LEAST(0), AT_MOST(1e6), "GiB", "memory of one device; 0: unknown") \
+    K(machine, memory_gbs, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "GB/s", "memory bandwidth of one device") \
+    K(machine, layer_kind, LIST, "", 0, 65536, "", \
+      "layers that were timed: number of the kind among those of the model, in order, from 0") \
+    K(machine, layer_recompute, LIST, "", 0, 2, "", "and the recompute mode: 0 none, 1 selective, 2 full") \
+    K(machine, layer_forward_gflop, REALS, "", AT_LEAST(0), AT_MOST(1e12), "Gflop", "and their operations for a microbatch") \
+    K(machine, layer_input_gflop, REALS, "", AT_LEAST(0), AT_MOST(1e12), "Gflop", "of the input gradient") \
+    K(machine, layer_weight_gflop, REALS, "", AT_LEAST(0), AT_MOST(1e12), "Gflop", "of the weight gradient") \
+    K(machine, layer_forward_ms, REALS, "", AT_LEAST(0), AT_MOST(1e9), "ms", "and the time that they took") \
+    K(machine, layer_input_ms, REALS, "", AT_LEAST(0), AT_MOST(1e9), "ms", "for the input gradient") \
+    K(machine, layer_weight_ms, REALS, "", AT_LEAST(0), AT_MOST(1e9), "ms", "for the weight gradient") \
+    K(machine, layer_tensor, INT, "0", 0, RANKS_MAX, "", "tensor ranks then, whose sums are in these times") \
+    K(machine, link_latency_us, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "us", "of a message within a node") \
     K(machine, link_gbs, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "GB/s", \
-      "bandwidth between two ranks, measured; 0: unknown")
+      "bandwidth of one device to another in its node, one way; 0: unknown, taken for infinite") \
+    K(machine, network_latency_us, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "us", "of a message between nodes") \
+    K(machine, network_gbs, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "GB/s", \
+      "bandwidth of one device to another node, one way; 0: as within a node") \
+    K(machine, message_bytes, REALS, "", ABOVE(0), AT_MOST(1e15), "bytes", "messages that were timed within a node") \
+    K(machine, message_us, REALS, "", ABOVE(0), AT_MOST(1e12), "us", "and the time that they took") \
+    K(machine, message_overlap, REAL, "0", AT_LEAST(0), AT_MOST(1), "", \
+      "part of a large message's time that passes behind computations; 0: unknown, taken for all of it") \
+    K(machine, sum_ranks, INT, "0", 0, RANKS_MAX, "", "ranks of the sums that were timed") \
+    K(machine, sum_bytes, REALS, "", ABOVE(0), AT_MOST(1e15), "bytes", "sums that were timed within a node") \
+    K(machine, data_sum_us, REALS, "", ABOVE(0), AT_MOST(1e12), "us", "and the time of a sum over data ranks") \
+    K(machine, tensor_sum_us, REALS, "", ABOVE(0), AT_MOST(1e12), "us", "and of one over tensor ranks") \
+    K(machine, optimizer_ns, REAL, "0", AT_LEAST(0), AT_MOST(1e6), "ns", \
+      "optimizer step for one parameter; 0: from memory_gbs") \
+    K(machine, write_gbs, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "GB/s", "writing to files, all ranks together") \
+    K(machine, read_gbs, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "GB/s", "reading from files, all ranks together")
 
 #define PLAN_KEYS(K) \
     K(plan, devices, INT, "0", 0, RANKS_MAX, "", \
       "search over configurations of so many devices; 0: report on the one given") \
-    K(plan, memory_gib, REAL, "0", AT_LEAST(0), AT_MOST(1e6), "GiB", "memory of one device; 0: not limited") \
+    K(plan, memory_gib, REAL, "0", AT_LEAST(0), AT_MOST(1e6), "GiB", "memory of one device; 0: that of &machine, else not limited") \
     K(plan, devices_per_node, INT, "8", 1, 65536, "", "devices with fast links between them")
 
 #define EVALUATE_KEYS(K) \

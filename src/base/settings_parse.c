@@ -13,9 +13,9 @@
 
 /* A list on its way: its elements may come in any order. */
 struct list_input {
-    int *items; /* SETTINGS_LIST_MAX of each once there is one */
-    int *lines; /* the line that gives the element, 0: none so far */
-    int count;  /* the last element given */
+    double *items; /* SETTINGS_LIST_MAX of each once there is one; integers are exact in them */
+    int *lines;    /* the line that gives the element, 0: none so far */
+    int count;     /* the last element given */
     struct place place;
     bool broken; /* a mistake was found in it */
 };
@@ -44,6 +44,8 @@ static const char *type_article(enum settings_type type)
         return "an integer";
     case SETTINGS_LIST:
         return "integers";
+    case SETTINGS_REALS:
+        return "reals";
     case SETTINGS_REAL:
         return "a real";
     case SETTINGS_LOGICAL:
@@ -194,11 +196,24 @@ static void store_scalar(struct reader *reader, const struct settings_key *key, 
         read_choice(reader, key, value, member);
         return;
     case SETTINGS_LIST:
+    case SETTINGS_REALS:
         fatal("'%s' is a list", key->key);
     }
 }
 
 /* --- lists ------------------------------------------------------------------------------------------------------ */
+
+static int read_element(struct reader *reader, const struct settings_key *key, const struct namelist_value *value,
+                        double *out)
+{
+    if (key->type == SETTINGS_REALS)
+        return read_real(reader, key, value, out);
+    int64_t integer;
+    if (read_integer(reader, key, value, &integer))
+        return -1;
+    *out = (double)integer;
+    return 0;
+}
 
 static int store_elements(struct reader *reader, const struct settings_key *key, struct list_input *list,
                           const struct namelist *namelist, const struct namelist_assignment *assignment)
@@ -215,8 +230,8 @@ static int store_elements(struct reader *reader, const struct settings_key *key,
     }
     for (int v = 0; v < assignment->count; v++) {
         const struct namelist_value *value = &namelist->values[assignment->first + v];
-        int64_t number;
-        if (read_integer(reader, key, value, &number))
+        double number = 0;
+        if (read_element(reader, key, value, &number))
             return -1;
         for (int r = 0; r < value->repeat; r++, element++) {
             if (list->lines[element - 1]) {
@@ -225,13 +240,25 @@ static int store_elements(struct reader *reader, const struct settings_key *key,
                             list->lines[element - 1]);
                 return -1;
             }
-            list->items[element - 1] = (int)number;
+            list->items[element - 1] = number;
             list->lines[element - 1] = value->place.line;
         }
     }
     if (element - 1 > list->count)
         list->count = (int)element - 1;
     return 0;
+}
+
+static void replace_list(struct settings *settings, const struct settings_key *key, const struct list_input *list)
+{
+    struct settings_list *out = settings_member(settings, key);
+    free(out->items);
+    out->items = allocate((size_t)list->count, settings_element(key));
+    out->count = list->count;
+    if (key->type == SETTINGS_REALS)
+        memcpy(out->items, list->items, (size_t)list->count * sizeof *list->items);
+    for (int i = 0; i < list->count && key->type == SETTINGS_LIST; i++)
+        out->items[i] = (int)list->items[i];
 }
 
 /* Gives the list to the settings in place of what they had, if every element up to the last one is there. */
@@ -246,11 +273,7 @@ static void finish_list(struct reader *reader, const struct settings_key *key, s
         mistake_add(reader->mistakes, reader->source, list->place, "'%s(%d)' is missing\n%d is the last element given",
                     key->key, missing + 1, list->count);
     } else if (!list->broken && list->count > 0) {
-        struct settings_list *out = settings_member(reader->settings, key);
-        free(out->items);
-        out->items = allocate((size_t)list->count, sizeof *out->items);
-        memcpy(out->items, list->items, (size_t)list->count * sizeof *out->items);
-        out->count = list->count;
+        replace_list(reader->settings, key, list);
     }
     free(list->items);
     list->items = NULL;
@@ -261,7 +284,7 @@ static void finish_list(struct reader *reader, const struct settings_key *key, s
 static void store(struct reader *reader, const struct settings_key *key, struct list_input *list,
                   const struct namelist *namelist, const struct namelist_assignment *assignment)
 {
-    if (key->type == SETTINGS_LIST) {
+    if (settings_element(key) > 0) {
         if (list->place.line == 0)
             list->place = assignment->place;
         if (assignment->broken || store_elements(reader, key, list, namelist, assignment))
@@ -361,7 +384,7 @@ static void read_file(struct reader *reader)
             continue;
         }
         struct given *given = &reader->given[key - settings_keys];
-        if (given->line && key->type != SETTINGS_LIST) {
+        if (given->line && settings_element(key) == 0) {
             mistake_add(reader->mistakes, reader->source, assignment->place,
                         "'%s' is given twice\nalready set on line %d", key->key, given->line);
             continue;
@@ -370,7 +393,7 @@ static void read_file(struct reader *reader)
         store(reader, key, &given->list, &namelist, assignment);
     }
     for (int i = 0; i < settings_key_count; i++)
-        if (settings_keys[i].type == SETTINGS_LIST)
+        if (settings_element(&settings_keys[i]) > 0)
             finish_list(reader, &settings_keys[i], &reader->given[i].list);
     free(known);
     free(lines);
@@ -394,7 +417,7 @@ static void read_value(struct reader *reader, const struct settings_key *key, si
     if (!namelist_parse_values(source, at, key->key, string && !quoted, &namelist, reader->mistakes)) {
         struct list_input list = {0};
         store(reader, key, &list, &namelist, &namelist.assignments[0]);
-        if (key->type == SETTINGS_LIST)
+        if (settings_element(key) > 0)
             finish_list(reader, key, &list);
     }
     namelist_fini(&namelist);

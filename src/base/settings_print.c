@@ -37,6 +37,9 @@ void settings_print_allowed(const struct settings_key *key, struct text *out)
         text_add(out, " to ");
         print_whole(key->high.whole, out);
         return;
+    case SETTINGS_REALS:
+        text_add(out, "at most %d elements ", SETTINGS_LIST_MAX);
+        /* fallthrough */
     case SETTINGS_REAL:
         text_add(out, "%s %g and %s %g", key->low.open ? ">" : ">=", key->low.real,
                  key->high.open ? "<" : "<=", key->high.real);
@@ -72,6 +75,8 @@ static const char *type_name(enum settings_type type)
         return "string";
     case SETTINGS_LIST:
         return "list of integers";
+    case SETTINGS_REALS:
+        return "list of reals";
     }
     fatal("settings type %d", (int)type);
 }
@@ -99,15 +104,22 @@ static void print_string(const char *string, struct text *out)
     text_add(out, "'");
 }
 
-static void print_list(const struct settings_list *list, struct text *out)
+static void print_list(const struct settings_key *key, const void *value, struct text *out)
 {
+    const struct settings_list *list = value;
+    const struct settings_reals *reals = value;
     size_t line = out->length;
     for (int i = 0; i < list->count; i++) {
         if (out->length - line > LINE_LENGTH - COMMENT_COLUMN) {
             text_add(out, "\n   ");
             line = out->length;
         }
-        text_add(out, "%s%d%s", i ? " " : "", list->items[i], i + 1 < list->count ? "," : "");
+        text_add(out, "%s", i ? " " : "");
+        if (key->type == SETTINGS_REALS)
+            print_real(reals->items[i], out);
+        else
+            text_add(out, "%d", list->items[i]);
+        text_add(out, "%s", i + 1 < list->count ? "," : "");
     }
 }
 
@@ -136,7 +148,8 @@ static void print_value(const struct settings *settings, const struct settings_k
         print_string(key->names[choice], out);
         return;
     case SETTINGS_LIST:
-        print_list(value, out);
+    case SETTINGS_REALS:
+        print_list(key, value, out);
         return;
     }
 }
@@ -146,7 +159,7 @@ static void print_value(const struct settings *settings, const struct settings_k
 static void print_assignment(const struct settings *settings, const struct settings_key *key, struct text *out)
 {
     size_t start = out->length;
-    bool given = key->type != SETTINGS_LIST || ((const struct settings_list *)settings_value(settings, key))->count > 0;
+    bool given = settings_element(key) == 0 || !settings_is_zero(settings, key);
     text_add(out, "  %s%s = ", given ? "" : "! ", key->key);
     if (given)
         print_value(settings, key, out);
@@ -176,6 +189,20 @@ void settings_print(const struct settings *settings, struct text *out)
         }
         text_add(out, "/\n");
     }
+}
+
+void settings_print_group(const struct settings *settings, const char *group, struct text *out)
+{
+    text_add(out, "&%s\n", group);
+    for (int i = 0; i < settings_key_count; i++) {
+        const struct settings_key *key = &settings_keys[i];
+        if (strcmp(key->group, group) != 0 || settings_is_zero(settings, key))
+            continue;
+        text_add(out, "  %s = ", key->key);
+        print_value(settings, key, out);
+        text_add(out, "\n");
+    }
+    text_add(out, "/\n");
 }
 
 void settings_defaults_print(struct text *out)

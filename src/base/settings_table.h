@@ -15,7 +15,8 @@ enum settings_type {
     SETTINGS_LOGICAL,
     SETTINGS_STRING,
     SETTINGS_CHOICE,
-    SETTINGS_LIST
+    SETTINGS_LIST,
+    SETTINGS_REALS
 };
 
 struct settings_bound {
@@ -49,6 +50,12 @@ const struct settings_key *settings_find(const char *group, const char *key);
 /* Where the key's value is. */
 void *settings_member(struct settings *settings, const struct settings_key *key);
 const void *settings_value(const struct settings *settings, const struct settings_key *key);
+
+/* Bytes of a list's element; 0 where the key is no list. The structs of all lists begin with items and count. */
+size_t settings_element(const struct settings_key *key);
+
+/* Whether the value is 0, .false., empty or the first choice. */
+bool settings_is_zero(const struct settings *settings, const struct settings_key *key);
 
 /* Appends what the key may hold: "1 to 65536", "> 0 and <= 1", "'train' 'evaluate' ...", "at most 4096 bytes". */
 void settings_print_allowed(const struct settings_key *key, struct text *out);

@@ -47,7 +47,7 @@ static bool message_operations(const struct settings *settings, const struct mod
                                const struct circumstances *circumstances, double *operations)
 {
     const struct machine_settings *machine = &settings->machine;
-    if (machine->link_gbs == 0 || machine->matmul_gflops == 0)
+    if (machine->link_gbs == 0 || machine->peak_gflops == 0)
         return false;
     for (int layer = 1; layer < model->layer_count; layer++) {
         const struct declaration *before = &model->declarations[layer - 1];
@@ -55,7 +55,7 @@ static bool message_operations(const struct settings *settings, const struct mod
         for (int i = 0; i < before->after_count; i++)
             bytes += (double)boundary_bytes(&before->after[i], circumstances, circumstances->sequences);
         double seconds = bytes / (1e9 * machine->link_gbs) + 1e-6 * machine->link_latency_us;
-        operations[layer] = 2 * seconds * 1e9 * machine->matmul_gflops;
+        operations[layer] = 2 * seconds * 1e9 * machine->peak_gflops;
     }
     return true;
 }
