@@ -219,7 +219,7 @@ static struct layer_costs mix_costs(const struct layer *layer, const struct circ
 {
     double rows = (double)(circumstances->sequences * SEQUENCE), inner = (double)inner_of(circumstances);
     double product = 4 * rows * inner * WIDTH + (reads_memory(layer) ? 2 * rows * inner * WIDTH : 0);
-    return (struct layer_costs){product, product, product};
+    return (struct layer_costs){.forward = product, .input_gradient = product, .weight_gradient = product};
 }
 
 static void activate(const struct layer *layer, const struct context *context, const struct passage *p,
@@ -467,7 +467,7 @@ static struct layer_costs head_costs(const struct layer *layer, const struct cir
 {
     (void)layer;
     double product = 2.0 * (double)(circumstances->sequences * SEQUENCE * WIDTH * words_of(circumstances).count);
-    return (struct layer_costs){product, product, product};
+    return (struct layer_costs){.forward = product, .input_gradient = product, .weight_gradient = product};
 }
 
 static void cross_entropy(const struct context *context, const struct passage *p, const struct head *z, float *losses)

@@ -200,6 +200,16 @@ static struct layer_costs costs(const struct layer *layer, const struct circumst
                               .weight_gradient = projections + mlp};
     if (circumstances->recompute == RECOMPUTE_FULL)
         out.input_gradient += projections + mlp / 2 + attention;
+    if (circumstances->tensor == 1)
+        return out;
+    /* A sum, or a gather and a scatter, closes each half; the weight gradient gathers again what is shared out. */
+    out.forward_sums.calls = out.input_sums.calls = 2;
+    if (circumstances->recompute == RECOMPUTE_FULL)
+        out.input_sums.calls += z.shared ? 1.5 : 1;
+    out.weight_sums.calls = z.shared ? 2 : 0;
+    out.forward_sums.elements = out.forward_sums.calls * rows * h;
+    out.input_sums.elements = out.input_sums.calls * rows * h;
+    out.weight_sums.elements = out.weight_sums.calls * rows * h;
     return out;
 }
 

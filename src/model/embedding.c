@@ -46,7 +46,13 @@ static struct layer_costs costs(const struct layer *layer, const struct circumst
 {
     const struct gpt2 *model = layer->model;
     double elements = (double)(circumstances->sequences * model->sequence) * (double)model->hidden;
-    return (struct layer_costs){.forward = elements, .weight_gradient = 2 * elements};
+    struct layer_costs out = {.forward = elements, .weight_gradient = 2 * elements};
+    if (circumstances->tensor == 1)
+        return out;
+    const double half = circumstances->sequence_parallel ? 0.5 : 0;
+    out.forward_sums = (struct layer_sums){(1 - half) * elements, 1 - half};
+    out.weight_sums = (struct layer_sums){half * elements, half};
+    return out;
 }
 
 static void forward(const struct layer *layer, const struct context *context, const struct passage *passage)

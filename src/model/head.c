@@ -89,7 +89,21 @@ static struct layer_costs costs(const struct layer *layer, const struct circumst
 {
     struct sizes z = sizes_of(layer->model, circumstances, circumstances->sequences);
     double product = 2 * (double)z.all * (double)z.h * (double)z.words.count;
-    return (struct layer_costs){product, z.keep_gradient ? product : 2 * product, product};
+    struct layer_costs out = {
+        .forward = product, .input_gradient = z.keep_gradient ? product : 2 * product, .weight_gradient = product};
+    if (circumstances->tensor == 1)
+        return out;
+    /* Three numbers a row from each rank are gathered for the loss; with rows shared out the norm is gathered too. */
+    const double rows = (double)z.all * (double)z.h, gather = z.shared ? 0.5 : 0;
+    const struct layer_sums loss = {gather * rows + 1.5 * circumstances->tensor * (double)z.all, gather + 0.5};
+    out.forward_sums = loss;
+    out.input_sums = (struct layer_sums){z.shared ? rows / 2 : rows, z.shared ? 0.5 : 1};
+    if (!z.keep_gradient) {
+        out.input_sums.elements += loss.elements;
+        out.input_sums.calls += loss.calls;
+    }
+    out.weight_sums = (struct layer_sums){gather * rows, gather};
+    return out;
 }
 
 static void normalize(const struct layer *layer, const struct context *context, const struct passage *p,

@@ -81,9 +81,17 @@ struct layer_bytes {
     size_t workspace; /* within one call */
 };
 
-/* Floating-point operations for one full microbatch on one rank; recomputation belongs to the input gradient. */
+/* Sums over the tensor ranks in one call: how many elements, in how many sums. A gather or a scatter alone is half a
+ * sum. */
+struct layer_sums {
+    double elements, calls;
+};
+
+/* Floating-point operations for one full microbatch on one rank; recomputation belongs to the input gradient. The sums
+ * are 0 on one tensor rank. */
 struct layer_costs {
     double forward, input_gradient, weight_gradient;
+    struct layer_sums forward_sums, input_sums, weight_sums;
 };
 
 /* What every call gets; the same for all layers and microbatches of a rank. */

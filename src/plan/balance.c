@@ -6,6 +6,7 @@
 #include "base/memory.h"
 #include "model/parameters.h"
 #include "pipeline/partition.h"
+#include "plan/cost.h"
 
 double balance_operations(const struct model *model, const struct circumstances *circumstances, int first, int last)
 {
@@ -17,21 +18,48 @@ double balance_operations(const struct model *model, const struct circumstances 
     return sum;
 }
 
-struct simulation *balance_simulate(const struct model *model, const struct circumstances *circumstances,
-                                    const struct schedule *schedule, const int *first_layer, struct err *err)
+/* Of each layer into [layers]: the time where the machine is known, else the operations for seconds. */
+static void layer_seconds(const struct cost_machine *machine, const struct model *model,
+                          const struct circumstances *circumstances, struct cost_seconds *seconds)
+{
+    int *kinds = allocate((size_t)model->layer_count, sizeof *kinds);
+    if (machine->known)
+        cost_kinds(model, circumstances, kinds);
+    for (int i = 0; i < model->layer_count; i++) {
+        struct layer_costs costs = model->layers[i].kind->costs(&model->layers[i], circumstances);
+        seconds[i] = machine->known ? cost_layer(machine, model, i, kinds[i], circumstances)
+                                    : (struct cost_seconds){.forward = costs.forward,
+                                                            .input = costs.input_gradient,
+                                                            .weight = costs.weight_gradient};
+    }
+    free(kinds);
+}
+
+/* The schedule under a cut, with free messages. */
+static struct simulation *simulate_cut(const struct schedule *schedule, const int *first_layer,
+                                       const struct cost_seconds *seconds, struct err *err)
 {
     size_t stages = (size_t)schedule->stages;
     double *forward = allocate(3 * stages, sizeof *forward), *input = forward + stages, *weight = input + stages;
     for (int stage = 0; stage < schedule->stages; stage++)
         for (int layer = first_layer[stage]; layer < first_layer[stage + 1]; layer++) {
-            struct layer_costs costs = model->layers[layer].kind->costs(&model->layers[layer], circumstances);
-            forward[stage] += costs.forward;
-            input[stage] += costs.input_gradient;
-            weight[stage] += costs.weight_gradient;
+            forward[stage] += seconds[layer].forward;
+            input[stage] += seconds[layer].input;
+            weight[stage] += seconds[layer].weight;
         }
     struct simulate_costs costs = {.forward = forward, .input = input, .weight = weight};
     struct simulation *simulation = simulate_schedule(schedule, &costs, err);
     free(forward);
+    return simulation;
+}
+
+struct simulation *balance_simulate(const struct model *model, const struct circumstances *circumstances,
+                                    const struct schedule *schedule, const int *first_layer, struct err *err)
+{
+    struct cost_seconds *seconds = allocate((size_t)model->layer_count, sizeof *seconds);
+    layer_seconds(&(struct cost_machine){.known = false}, model, circumstances, seconds);
+    struct simulation *simulation = simulate_cut(schedule, first_layer, seconds, err);
+    free(seconds);
     return simulation;
 }
 
@@ -41,23 +69,20 @@ static int64_t bytes_of(void *sizes, const struct partition_slice *slices, int c
     return (int64_t)footprint_total(&memory);
 }
 
-/* Operations that could be done while an activation and its gradient cross each boundary, into [layers]; false where
- * the machine is not known. */
-static bool message_operations(const struct settings *settings, const struct model *model,
-                               const struct circumstances *circumstances, double *operations)
+/* The time of an activation and its gradient across the cut before each layer, into [layers]. */
+static void message_seconds(const struct layout *layout, const struct schedule *schedule,
+                            const struct cost_machine *machine, double *seconds)
 {
-    const struct machine_settings *machine = &settings->machine;
-    if (machine->link_gbs == 0 || machine->peak_gflops == 0)
-        return false;
+    const struct model *model = layout->model;
+    const struct circumstances *circumstances = &layout->circumstances;
+    const int64_t ranks = (int64_t)schedule->ranks * layout->data * circumstances->tensor;
     for (int layer = 1; layer < model->layer_count; layer++) {
         const struct declaration *before = &model->declarations[layer - 1];
         double bytes = 0;
         for (int i = 0; i < before->after_count; i++)
             bytes += (double)boundary_bytes(&before->after[i], circumstances, circumstances->sequences);
-        double seconds = bytes / (1e9 * machine->link_gbs) + 1e-6 * machine->link_latency_us;
-        operations[layer] = 2 * seconds * 1e9 * machine->peak_gflops;
+        seconds[layer] = 2 * cost_message(machine, bytes, !cost_within_node(machine, ranks));
     }
-    return true;
 }
 
 /* The largest number of bytes that a rank holds under a cut. */
@@ -91,9 +116,8 @@ static int take_least(const struct settings *settings, const struct partition_pr
 
 /* Of the cut that is best for ranks, in first_layer, and the one that is best for stages, which keep each other waiting
  * where they differ, takes the faster one. */
-static int consider_stages(const struct model *model, const struct circumstances *circumstances,
-                           const struct schedule *schedule, const struct partition_problem *problem, int *first_layer,
-                           struct err *err)
+static int consider_stages(const struct schedule *schedule, const struct partition_problem *problem,
+                           const struct cost_seconds *seconds, int *first_layer, struct err *err)
 {
     size_t bytes = ((size_t)schedule->stages + 1) * sizeof *first_layer;
     int *other = allocate(1, bytes);
@@ -102,8 +126,8 @@ static int consider_stages(const struct model *model, const struct circumstances
     by_stage.bytes = NULL;
     int result = partition_balanced(&by_stage, other, err);
     if (result == 0 && (!problem->bytes || largest_bytes(problem, schedule->ranks, other) <= problem->capacity)) {
-        struct simulation *mine = balance_simulate(model, circumstances, schedule, first_layer, err);
-        struct simulation *theirs = balance_simulate(model, circumstances, schedule, other, err);
+        struct simulation *mine = simulate_cut(schedule, first_layer, seconds, err);
+        struct simulation *theirs = simulate_cut(schedule, other, seconds, err);
         result = mine && theirs ? 0 : -1;
         if (result == 0 && theirs->makespan < mine->makespan)
             memcpy(first_layer, other, bytes);
@@ -115,20 +139,25 @@ static int consider_stages(const struct model *model, const struct circumstances
 }
 
 /* The cut by cost, parameters or memory. */
-static int balance_loads(const struct settings *settings, const struct model *model,
-                         const struct circumstances *circumstances, const struct schedule *schedule,
+static int balance_loads(const struct settings *settings, const struct layout *layout, const struct schedule *schedule,
                          struct footprint_sizes *sizes, int *first_layer, struct err *err)
 {
+    const struct model *model = layout->model;
     enum balance_choice balance = settings->pipeline.balance;
     size_t layers = (size_t)model->layer_count;
     double *cost = allocate(layers, sizeof *cost), *cut_cost = allocate(layers, sizeof *cut_cost);
     int *rank_of = allocate((size_t)schedule->stages, sizeof *rank_of);
     for (int stage = 0; stage < schedule->stages; stage++)
         rank_of[stage] = schedule_rank_of(schedule, stage);
+    const struct cost_machine machine = cost_machine(settings);
+    struct cost_seconds *seconds = allocate(layers, sizeof *seconds);
+    layer_seconds(&machine, model, &layout->circumstances, seconds);
     for (int i = 0; i < model->layer_count; i++)
-        cost[i] = balance == BALANCE_COST ? balance_operations(model, circumstances, i, i + 1)
+        cost[i] = balance == BALANCE_COST ? seconds[i].forward + seconds[i].input + seconds[i].weight
                                           : (double)parameters_in_layers(model, i, i + 1);
-    bool messages = balance == BALANCE_COST && message_operations(settings, model, circumstances, cut_cost);
+    bool messages = balance == BALANCE_COST && machine.known;
+    if (messages)
+        message_seconds(layout, schedule, &machine, cut_cost);
     bool limited = settings->plan.memory_gib > 0;
     struct partition_problem problem = {.layers = model->layer_count,
                                         .stages = schedule->stages,
@@ -143,9 +172,10 @@ static int balance_loads(const struct settings *settings, const struct model *mo
     if (result < 0 && limited)
         result = take_least(settings, &problem, schedule->ranks, first_layer, err);
     if (result == 0 && problem.rank_of && balance == BALANCE_COST)
-        result = consider_stages(model, circumstances, schedule, &problem, first_layer, err);
+        result = consider_stages(schedule, &problem, seconds, first_layer, err);
     free(cost);
     free(cut_cost);
+    free(seconds);
     free(rank_of);
     return result;
 }
@@ -163,7 +193,7 @@ int balance_stages(const struct settings *settings, const struct layout *layout,
     struct layout first = *layout; /* tensor rank 0 has the largest share; all must come to one cut */
     first.circumstances.t = 0;
     struct footprint_sizes *sizes = footprint_sizes_create(&first);
-    int result = balance_loads(settings, model, &first.circumstances, schedule, sizes, first_layer, err);
+    int result = balance_loads(settings, &first, schedule, sizes, first_layer, err);
     footprint_sizes_destroy(sizes);
     return result;
 }

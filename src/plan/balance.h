@@ -8,12 +8,13 @@
 #include "plan/footprint.h"
 
 /* Fills first_layer[stages + 1] (pipeline/partition.h) by &pipeline balance: 'uniform' and 'explicit' by blocks
- * (model_blocks), 'cost' by the layers' declared operations under these circumstances, 'parameters' by their numbers,
- * 'memory' by what the ranks hold under the schedule. Every stage gets at least one layer.
+ * (model_blocks), 'cost' by the layers' times where the peak of &machine is known, else by their declared operations,
+ * 'parameters' by their numbers, 'memory' by what the ranks hold under the schedule. Every stage gets at least one
+ * layer.
  *
  * With one chunk on a rank the last three are the exact best cut; with several what the rank has in all is balanced,
  * and the cut is one that partition.h finds. For 'cost' the simulator decides then between that cut and the one that is
- * best for the stages themselves. Where &machine tells how fast links and matmuls are, messages count as 'cost' too.
+ * best for the stages themselves. Where 'cost' goes by times, messages count too.
  * Where &plan memory_gib is given, the last three keep every rank within it.
  *
  * The cut is for training's schedule, or for evaluation's where there is no training, and the same on every tensor

@@ -6,7 +6,7 @@
 #include "model/shards.h"
 #include "model/stage.h"
 #include "pipeline/partition.h"
-#include "pipeline/validate.h"
+#include "plan/program.h"
 
 /* What may be under way at once: sends of one stage and direction, transfers of buckets between data ranks, sums over
  * the ends of a tied parameter. */
@@ -51,12 +51,6 @@ size_t footprint_buffer(size_t bytes);
 
 /* Adds the sets and messages of one stage. */
 void footprint_add_stage(struct footprint *memory, const struct stage_slots *slots, const struct stage_bytes *bytes);
-
-/* A schedule that is lowered and proven. */
-struct proven {
-    const struct schedule *schedule;
-    const struct validation *validation;
-};
 
 /* What decides what ranks hold, but the cut. */
 struct layout {

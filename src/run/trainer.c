@@ -3,23 +3,19 @@
 
 #include "base/memory.h"
 #include "parallel/agree.h"
-#include "pipeline/csv.h"
 #include "pipeline/generate.h"
-#include "pipeline/lower.h"
 #include "plan/balance.h"
+#include "plan/program.h"
 #include "run/input_file.h"
 #include "run/trainer_state.h"
 
 static int make_program(struct program *program, struct schedule *computations, struct err *err)
 {
-    if (!computations)
-        return -1;
-    program->schedule = lower_schedule(computations, err);
-    schedule_destroy(computations);
-    if (!program->schedule)
-        return -1;
-    program->validation = validate_schedule(program->schedule, SEND_SLOTS, err);
-    return program->validation ? 0 : -1;
+    struct proven proven;
+    int result = program_prove(&proven, computations, err);
+    program->schedule = proven.schedule;
+    program->validation = proven.validation;
+    return result;
 }
 
 static void program_destroy(struct program *program)
@@ -29,26 +25,10 @@ static void program_destroy(struct program *program)
     schedule_destroy(program->schedule);
 }
 
-/* The computations of the schedule that was asked for; `csv` holds its file where it comes from one. */
-static struct schedule *make_computations(const struct settings *s, const struct text *csv, struct err *err)
-{
-    const char *name = s->pipeline.schedule_file;
-    if (s->pipeline.schedule != SCHEDULE_CSV)
-        return generate_schedule(schedule_names[s->pipeline.schedule], s->grid.pipeline, s->pipeline.chunks,
-                                 s->pipeline.microbatches, err);
-    struct schedule *schedule = csv_parse(name, text_string(csv), csv->length, err);
-    if (schedule &&
-        csv_check(name, schedule, s->grid.pipeline, s->pipeline.chunks, s->pipeline.microbatches, err) < 0) {
-        schedule_destroy(schedule);
-        return NULL;
-    }
-    return schedule;
-}
-
 static int make_schedules(struct trainer *trainer, const struct text *csv, bool training, struct err *err)
 {
     const struct settings *s = trainer->settings;
-    struct schedule *train = make_computations(s, csv, err);
+    struct schedule *train = program_computations(s, csv, err);
     if (!train)
         return -1;
     struct schedule *forward =
