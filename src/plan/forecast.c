@@ -345,7 +345,7 @@ static struct settings *settings_of(const struct settings *settings, const struc
 }
 
 /* With the tables made: cut, times, memory. */
-static int fill(struct forecast *forecast, const struct planning *planning, const struct settings *settings,
+static int fill(struct forecast *forecast, const struct planning *planning, struct settings *settings,
                 const struct tables *large, const struct tables *small, struct err *err)
 {
     const struct candidate *candidate = &forecast->candidate;
@@ -361,7 +361,12 @@ static int fill(struct forecast *forecast, const struct planning *planning, cons
         fewer.train = small->train;
         fewer.evaluate = small->evaluate;
     }
-    if (balance_stages(settings, &layout, forecast->first_layer, err) < 0)
+    int result = balance_stages(settings, &layout, forecast->first_layer, err);
+    if (result < 0 && settings->plan.memory_gib > 0) { /* without the limit, so that it can be told what lacks */
+        settings->plan.memory_gib = 0;
+        result = balance_stages(settings, &layout, forecast->first_layer, err);
+    }
+    if (result < 0)
         return -1;
     time_stages(forecast, planning, large);
     if (small)

@@ -1,9 +1,11 @@
 #include "run/check.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "pipeline/generate.h"
+#include "plan/machine.h"
 
 /* "1 2 4 8": the divisors of n, for messages. */
 static struct err divisors(int n)
@@ -19,15 +21,13 @@ static struct err divisors(int n)
 /* Keys of parts that are not there yet: said, never ignored. */
 static int check_built(const struct settings *s, struct err *err)
 {
-    if (s->run.device == DEVICE_CUDA)
+    bool plan = s->run.mode == MODE_PLAN; /* of what another build or machine does */
+    if (s->run.device == DEVICE_CUDA && !plan)
         return err_set(err, "&run device = 'cuda': this program was built without CUDA; available: 'cpu'");
-    if (s->run.precision == PRECISION_TF32)
+    if (s->run.precision == PRECISION_TF32 && !plan)
         return err_set(err, "&run precision = 'tf32' is for device = 'cuda'; available here: 'fp32', 'bf16'");
     if (s->run.sample_every > 0)
         return err_set(err, "&run sample_every > 0 is not built yet");
-    if (s->machine.preset[0])
-        return err_set(err, "&machine preset = '%s': no presets are built yet; give the figures themselves",
-                       s->machine.preset);
     if (s->evaluate.scores[0])
         return err_set(err, "&evaluate scores is not built yet");
     return 0;
@@ -172,13 +172,42 @@ static int check_training(const struct settings *s, struct err *err)
     return 0;
 }
 
+/* A search chooses grid and schedule itself. */
+static int check_search(const struct settings *s, struct err *err)
+{
+    if (s->pipeline.global_batch == 0)
+        return err_set(err, "&plan devices = %d needs &pipeline global_batch, the sequences of one step",
+                       s->plan.devices);
+    if (machine_peak(s) <= 0)
+        return err_set(err,
+                       "&plan devices = %d needs a machine: &machine preset, a name or what mode = 'bench' wrote, or "
+                       "its peak in %s",
+                       s->plan.devices, precision_names[s->run.precision]);
+    if (s->pipeline.balance == BALANCE_EXPLICIT)
+        return err_set(err,
+                       "&plan devices = %d searches over grids, and &pipeline balance = 'explicit' holds for one; "
+                       "set balance = 'cost'",
+                       s->plan.devices);
+    return 0;
+}
+
 int check_settings(struct settings *settings, int world_size, struct err *err)
 {
-    if (settings->run.mode != MODE_TRAIN && settings->run.mode != MODE_EVALUATE)
-        return err_set(err, "&run mode = '%s' is not built yet; 'train' and 'evaluate' are",
-                       mode_names[settings->run.mode]);
-    if (check_built(settings, err) < 0 || check_model(settings, err) < 0 || check_grid(settings, world_size, err) < 0 ||
-        check_pipeline(settings, err) < 0)
+    enum mode_choice mode = settings->run.mode;
+    if (mode == MODE_GENERATE || mode == MODE_BENCH)
+        return err_set(err, "&run mode = '%s' is not built yet; 'train', 'evaluate' and 'plan' are", mode_names[mode]);
+    if (check_built(settings, err) < 0 || check_model(settings, err) < 0 || machine_check(settings, err) < 0)
+        return -1;
+    if (mode == MODE_PLAN && settings->plan.devices > 0)
+        return check_search(settings, err);
+    if (mode == MODE_PLAN) { /* whatever grid is asked for */
+        int64_t ranks = (int64_t)settings->grid.pipeline * settings->grid.tensor *
+                        (settings->grid.data > 0 ? settings->grid.data : 1);
+        if (ranks > INT_MAX)
+            return err_set(err, "&grid makes %lld ranks, too many to number", (long long)ranks);
+        world_size = (int)ranks;
+    }
+    if (check_grid(settings, world_size, err) < 0 || check_pipeline(settings, err) < 0)
         return -1;
     return check_training(settings, err);
 }

@@ -7,6 +7,7 @@
 
 #include "base/memory.h"
 #include "parallel/agree.h"
+#include "plan/machine.h"
 
 #define INPUT_MAX (64 << 20) /* bytes */
 
@@ -42,4 +43,21 @@ int input_file_read(struct communicator *world, const char *path, struct text *t
         text_add_bytes(text, bytes, length);
     free(bytes);
     return 0;
+}
+
+int input_file_machine(struct communicator *world, struct settings *settings, struct err *err)
+{
+    if (!machine_is_file(settings))
+        return machine_complete(settings, err);
+    struct text text = {0}, messages = {0};
+    int result = input_file_read(world, settings->machine.preset, &text, err);
+    if (result == 0) {
+        result = machine_complete_from(settings, text_string(&text), text.length, &messages);
+        if (result < 0 && world->rank == 0)
+            fputs(text_string(&messages), stderr);
+        err->text[0] = 0;
+    }
+    text_fini(&text);
+    text_fini(&messages);
+    return result;
 }

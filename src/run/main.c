@@ -75,6 +75,22 @@ static int read_settings(const struct job *job, char **arguments, int count, str
     return result;
 }
 
+static enum exit_code run_mode(const struct job *job, struct settings *settings)
+{
+    switch (settings->run.mode) {
+    case MODE_TRAIN:
+        return mode_train(job, settings);
+    case MODE_EVALUATE:
+        return mode_evaluate(job, settings);
+    case MODE_PLAN:
+        return mode_plan(job, settings);
+    case MODE_BENCH:
+    case MODE_GENERATE:
+        break; /* refused by check_settings() */
+    }
+    return EXIT_BAD_INPUT;
+}
+
 static enum exit_code run(const struct job *job, char **arguments, int count)
 {
     struct settings *settings = allocate(1, sizeof *settings);
@@ -82,7 +98,8 @@ static enum exit_code run(const struct job *job, char **arguments, int count)
     enum exit_code code = EXIT_BAD_INPUT;
     settings_init(settings);
     log_open(job->world->rank == 0, false);
-    if (read_settings(job, arguments, count, settings, &err) < 0) {
+    if (read_settings(job, arguments, count, settings, &err) < 0 ||
+        input_file_machine(job->world, settings, &err) < 0) {
         if (err.text[0])
             mode_refuse(&err);
     } else {
@@ -90,7 +107,7 @@ static enum exit_code run(const struct job *job, char **arguments, int count)
         if (agree(job->world, check_settings(settings, job->world->size, &err), &err) < 0)
             mode_refuse(&err);
         else
-            code = settings->run.mode == MODE_TRAIN ? mode_train(job, settings) : mode_evaluate(job, settings);
+            code = run_mode(job, settings);
     }
     settings_fini(settings);
     free(settings);

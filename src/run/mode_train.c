@@ -10,6 +10,7 @@
 #include "io/dataset.h"
 #include "model/family.h"
 #include "parallel/agree.h"
+#include "plan/machine.h"
 #include "run/metrics.h"
 #include "run/modes.h"
 #include "run/stop.h"
@@ -51,10 +52,9 @@ static void write_numbers(struct training *t, const struct step_result *step)
     metrics_real(t->metrics, "tokens_per_second", tokens / step->seconds);
     metrics_real(t->metrics, "bubble", step->bubble);
     metrics_count(t->metrics, "peak_memory_bytes", (int64_t)step->peak_memory);
-    if (s->machine.peak_gflops > 0)
+    if (machine_peak(s) > 0)
         metrics_real(t->metrics, "mfu",
-                     trainer_flops_per_step(t->trainer) /
-                         (step->seconds * 1e9 * s->machine.peak_gflops * t->job->world->size));
+                     trainer_flops_per_step(t->trainer) / (step->seconds * machine_peak(s) * t->job->world->size));
     if (s->optimizer.skip_outliers > 0)
         metrics_count(t->metrics, "skipped", step->skips);
 }

@@ -17,27 +17,29 @@ enum exit_code mode_refuse(const struct err *err)
     return EXIT_BAD_INPUT;
 }
 
-static int write_text(const char *path, const struct text *text, struct err *err)
+int mode_write_text(const struct settings *settings, const char *name, const struct text *text, struct err *err)
 {
-    FILE *file = fopen(path, "w");
+    struct text path = {0};
+    text_add(&path, "%s/%s", settings->run.output, name);
+    FILE *file = fopen(text_string(&path), "w");
     bool good = file && fwrite(text_string(text), 1, text->length, file) == text->length;
+    int result = 0;
     if (!file || fclose(file) != 0 || !good)
-        return err_set(err, "cannot write %s: %s", path, strerror(errno));
-    return 0;
+        result = err_set(err, "cannot write %s: %s", text_string(&path), strerror(errno));
+    text_fini(&path);
+    return result;
 }
 
 int mode_write_resolved(const struct job *job, const struct settings *settings, struct err *err)
 {
     int result = 0;
     if (job->world->rank == 0) {
-        struct text text = {0}, path = {0};
+        struct text text = {0};
         settings_print(settings, &text);
-        text_add(&path, "%s/resolved.nml", settings->run.output);
         result = file_make_folders(settings->run.output, err);
         if (result == 0)
-            result = write_text(text_string(&path), &text, err);
+            result = mode_write_text(settings, "resolved.nml", &text, err);
         text_fini(&text);
-        text_fini(&path);
     }
     return agree(job->world, result, err);
 }

@@ -9,6 +9,7 @@
  * were checked. Collective over the job. */
 enum exit_code mode_train(const struct job *job, struct settings *settings);
 enum exit_code mode_evaluate(const struct job *job, struct settings *settings);
+enum exit_code mode_plan(const struct job *job, struct settings *settings);
 
 /* Shared by modes. */
 
@@ -17,6 +18,9 @@ enum exit_code mode_refuse(const struct err *err);
 
 /* Makes &run output and writes resolved.nml there. Collective. */
 int mode_write_resolved(const struct job *job, const struct settings *settings, struct err *err);
+
+/* Writes a file of that name in &run output. Local. */
+int mode_write_text(const struct settings *settings, const char *name, const struct text *text, struct err *err);
 
 struct trainer;
 struct dataset;

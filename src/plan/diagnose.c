@@ -1,0 +1,288 @@
+#include "plan/diagnose.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/text.h"
+#include "pipeline/partition.h"
+#include "plan/machine.h"
+
+/* What is smaller is not worth a word. */
+#define IMBALANCE 0.05 /* of the slowest rank over the average */
+#define BUBBLE 0.10
+#define TRAFFIC 0.05
+#define GAIN 0.02
+
+const char *const diagnose_names[DIAGNOSE_KINDS] = {"balance", "few microbatches", "many microbatches", "traffic",
+                                                    "memory"};
+
+static int rank_of(const struct diagnose_input *in, int stage)
+{
+    int place = stage % in->ranks;
+    return in->v_placement && stage / in->ranks % 2 == 1 ? in->ranks - 1 - place : place;
+}
+
+static double stage_seconds(const struct diagnose_input *in, const int *first_layer, int stage)
+{
+    double sum = 0;
+    for (int layer = first_layer[stage]; layer < first_layer[stage + 1]; layer++)
+        sum += in->layer_seconds[layer];
+    return sum;
+}
+
+/* Seconds of the slowest rank for one microbatch, which rank that is, and the average. */
+struct load {
+    double slowest, average;
+    int rank;
+};
+
+static struct load load_of(const struct diagnose_input *in, const int *first_layer)
+{
+    double *ranks = allocate((size_t)in->ranks, sizeof *ranks);
+    struct load load = {0};
+    for (int stage = 0; stage < in->ranks * in->chunks; stage++)
+        ranks[rank_of(in, stage)] += stage_seconds(in, first_layer, stage);
+    for (int rank = 0; rank < in->ranks; rank++) {
+        load.average += ranks[rank] / in->ranks;
+        if (ranks[rank] > load.slowest) {
+            load.slowest = ranks[rank];
+            load.rank = rank;
+        }
+    }
+    free(ranks);
+    return load;
+}
+
+static void write_cut(const struct diagnose_input *in, const int *first_layer, char *out, size_t size)
+{
+    size_t used = (size_t)snprintf(out, size, "balance = 'explicit'  stage_layers =");
+    for (int stage = 0; stage < in->ranks * in->chunks && used < size; stage++) {
+        int first = first_layer[stage], last = first_layer[stage + 1];
+        int blocks = last - first - (first == 0) - (last == in->layers); /* as model_blocks() counts */
+        used += (size_t)snprintf(out + used, size - used, "%s %d", stage ? "," : "", blocks);
+    }
+}
+
+/* The heaviest layer alone, when no cut can do better than it. */
+static int heaviest(const struct diagnose_input *in)
+{
+    int heavy = 0;
+    for (int layer = 1; layer < in->layers; layer++)
+        if (in->layer_seconds[layer] > in->layer_seconds[heavy])
+            heavy = layer;
+    return heavy;
+}
+
+static bool check_balance(const struct diagnose_input *in, struct finding *out)
+{
+    struct load now = load_of(in, in->first_layer);
+    if (in->ranks == 1 || now.slowest < (1 + IMBALANCE) * now.average)
+        return false;
+    int stages = in->ranks * in->chunks, *cut = allocate((size_t)stages + 1, sizeof *cut);
+    struct partition_problem problem = {.layers = in->layers, .stages = stages, .cost = in->layer_seconds};
+    struct err err;
+    bool better = partition_balanced(&problem, cut, &err) == 0;
+    struct load best = better ? load_of(in, cut) : now;
+    *out = (struct finding){.what = DIAGNOSE_BALANCE, .figure = now.slowest / now.average - 1};
+    double saved = in->microbatches * (now.slowest - best.slowest);
+    better = better && saved > GAIN * in->step_seconds;
+    int written = snprintf(out->cause, sizeof out->cause,
+                           "rank %d computes %s for each microbatch, %.0f%% more than the average of %s", now.rank,
+                           text_duration(now.slowest).text, 100 * out->figure, text_duration(now.average).text);
+    if (better) {
+        out->gain = saved / in->step_seconds;
+        write_cut(in, cut, out->change, sizeof out->change);
+    } else {
+        int heavy = heaviest(in);
+        snprintf(out->cause + written, sizeof out->cause - (size_t)written,
+                 "; no cut into %d stages is better: the heaviest layer, number %d, takes %s alone", stages, heavy,
+                 text_duration(in->layer_seconds[heavy]).text);
+        snprintf(out->change, sizeof out->change, "grid.pipeline below %d, or more layers", in->ranks);
+    }
+    free(cut);
+    return true;
+}
+
+/* Idle microbatches of the pipeline, for the schedule's shape: (P - 1) / V of a rank's work for one. */
+static double idle_turns(const struct diagnose_input *in)
+{
+    bool zero_bubble = in->schedule == SCHEDULE_ZB_H1 || in->schedule == SCHEDULE_ZB_V;
+    return (in->ranks - 1.0) / in->chunks * (zero_bubble ? 1.0 / 3 : 1);
+}
+
+/* The step's time, relative to now, with k times fewer microbatches that are k times larger (k may be below 1). */
+static double relative_time(const struct diagnose_input *in, double k)
+{
+    double now = 1, then = 1;
+    if (in->machine && in->product_gflop > 0) {
+        now = machine_efficiency(in->machine, 1e9 * in->product_gflop);
+        then = machine_efficiency(in->machine, 1e9 * in->product_gflop * k);
+    }
+    double turns = idle_turns(in);
+    return (in->microbatches / k + turns) * k * now / then / (in->microbatches + turns);
+}
+
+/* The best size of the microbatch, as a multiple of the present one, with the same sequences in a step. */
+static int best_size(const struct diagnose_input *in)
+{
+    int64_t sequences = (int64_t)in->microbatches * in->microbatch_size;
+    int best = in->microbatch_size;
+    double least = 1;
+    for (int size = 1; size <= sequences && size <= 64 * in->microbatch_size; size++) {
+        double time = sequences % size == 0 ? relative_time(in, (double)size / in->microbatch_size) : INFINITY;
+        if (time < least * (1 - 1e-9)) {
+            least = time;
+            best = size;
+        }
+    }
+    return best;
+}
+
+static bool check_few(const struct diagnose_input *in, struct finding *out)
+{
+    double turns = idle_turns(in), empty = turns / (in->microbatches + turns);
+    if (in->ranks == 1 || in->bubble < BUBBLE || empty < BUBBLE / 2)
+        return false;
+    *out = (struct finding){.what = DIAGNOSE_FEW_MICROBATCHES, .figure = in->bubble};
+    snprintf(out->cause, sizeof out->cause,
+             "%.1f%% of the ranks' time is idle; %d microbatches do not fill %d pipeline ranks with %d chunk%s, which "
+             "leaves %.1f%% idle at best",
+             100 * in->bubble, in->microbatches, in->ranks, in->chunks, in->chunks == 1 ? "" : "s", 100 * empty);
+    int size = best_size(in);
+    if (size < in->microbatch_size) {
+        out->gain = 1 - relative_time(in, (double)size / in->microbatch_size);
+        snprintf(out->change, sizeof out->change, "microbatch_size = %d  microbatches = %d", size,
+                 in->microbatches * in->microbatch_size / size);
+    }
+    if (out->gain < GAIN) { /* more sequences in a step: the gain is for each of them */
+        int more = (int)ceil(turns * (1 - BUBBLE / 2) / (BUBBLE / 2));
+        out->gain = 1 - (1 - empty) / (1 - turns / (more + turns));
+        snprintf(out->change, sizeof out->change, "microbatches = %d with a global_batch as many times larger%s", more,
+                 in->chunks == 1 ? ", or schedule = 'zb-h1', or 'interleaved' with chunks = 2" : "");
+    }
+    return true;
+}
+
+static bool check_many(const struct diagnose_input *in, struct finding *out)
+{
+    int size = best_size(in);
+    if (!in->machine || in->machine->matmul_gflop.count == 0 || size <= in->microbatch_size)
+        return false;
+    double k = (double)size / in->microbatch_size, gain = 1 - relative_time(in, k);
+    if (gain < GAIN)
+        return false;
+    double now = machine_efficiency(in->machine, 1e9 * in->product_gflop);
+    double then = machine_efficiency(in->machine, 1e9 * in->product_gflop * k);
+    *out = (struct finding){.what = DIAGNOSE_MANY_MICROBATCHES, .figure = 1 - now / then, .gain = gain};
+    snprintf(out->cause, sizeof out->cause,
+             "microbatches of %d sequences make products of %.3g Gflop, which reach %.0f%% of the peak; those of %d "
+             "reach %.0f%%",
+             in->microbatch_size, in->product_gflop, 100 * now, size, 100 * then);
+    snprintf(out->change, sizeof out->change, "microbatch_size = %d  microbatches = %d", size,
+             (int)((int64_t)in->microbatches * in->microbatch_size / size));
+    return true;
+}
+
+/* A boundary next to a cut that is narrower by a tenth; -1: none. */
+static int narrower_cut(const struct diagnose_input *in, int *layer)
+{
+    for (int stage = 1; stage < in->ranks * in->chunks; stage++) {
+        int cut = in->first_layer[stage];
+        for (int step = -1; step <= 1; step += 2) {
+            int other = cut + step;
+            if (other > in->first_layer[stage - 1] && other < in->first_layer[stage + 1] &&
+                in->boundary_bytes[other - 1] < 0.9 * in->boundary_bytes[cut - 1]) {
+                *layer = other;
+                return stage;
+            }
+        }
+    }
+    return -1;
+}
+
+static bool check_traffic(const struct diagnose_input *in, struct finding *out)
+{
+    double share = in->message_seconds / in->step_seconds, bytes = 0;
+    if (share < TRAFFIC)
+        return false;
+    for (int stage = 1; stage < in->ranks * in->chunks; stage++)
+        if (rank_of(in, stage) != rank_of(in, stage - 1))
+            bytes += 2.0 * in->microbatches * in->boundary_bytes[in->first_layer[stage] - 1];
+    *out = (struct finding){.what = DIAGNOSE_TRAFFIC, .figure = share};
+    snprintf(out->cause, sizeof out->cause,
+             "messages between stages, %s in a step of one pipeline, lengthen it by %s, %.0f%% of it",
+             text_bytes(bytes).text, text_duration(in->message_seconds).text, 100 * share);
+    int layer, stage = narrower_cut(in, &layer);
+    if (stage >= 0) {
+        snprintf(out->change, sizeof out->change,
+                 "a cut before layer %d instead of %d: there %s cross it for each microbatch, not %s", layer,
+                 in->first_layer[stage], text_bytes(in->boundary_bytes[layer - 1]).text,
+                 text_bytes(in->boundary_bytes[in->first_layer[stage] - 1]).text);
+        out->gain = share * (1 - in->boundary_bytes[layer - 1] / in->boundary_bytes[in->first_layer[stage] - 1]) /
+                    (in->ranks * in->chunks - 1);
+    } else if (in->chunks > 2 || (in->chunks == 2 && in->schedule == SCHEDULE_INTERLEAVED)) {
+        snprintf(out->change, sizeof out->change, "chunks = %d%s: fewer messages", in->chunks - 1,
+                 in->chunks == 2 ? " with schedule = 'eager-1f1b'" : "");
+        out->gain = share / in->chunks;
+    } else if (in->schedule == SCHEDULE_1F1B) {
+        snprintf(out->change, sizeof out->change, "schedule = 'eager-1f1b', which hides messages behind computations");
+        out->gain = share * (1 - fmin(1, (in->ranks - 1.0) / in->microbatches));
+    } else {
+        snprintf(out->change, sizeof out->change, "grid.pipeline below %d, or sequence_parallel with tensor ranks",
+                 in->ranks);
+        out->gain = share / in->ranks;
+    }
+    return true;
+}
+
+static bool check_memory(const struct diagnose_input *in, struct finding *out)
+{
+    if (in->memory <= in->memory_limit)
+        return false;
+    *out = (struct finding){.what = DIAGNOSE_MEMORY, .figure = in->memory - in->memory_limit};
+    snprintf(out->cause, sizeof out->cause,
+             "a rank needs %s, but a device has %s; %s of it are activations of up to %d microbatches at once",
+             text_bytes(in->memory).text, text_bytes(in->memory_limit).text, text_bytes(in->activations).text,
+             in->live);
+    const struct diagnose_option *fastest = NULL;
+    size_t used = 0;
+    for (int i = 0; i < in->option_count; i++) {
+        const struct diagnose_option *option = &in->options[i];
+        bool fits = option->memory <= in->memory_limit;
+        if (fits && (!fastest || option->step_seconds < fastest->step_seconds))
+            fastest = option;
+        if (option->memory < in->memory && used < sizeof out->change)
+            used += (size_t)snprintf(
+                out->change + used, sizeof out->change - used, "%s%s saves %s and takes %+.0f%% time%s",
+                used ? "; " : "", option->change, text_bytes(in->memory - option->memory).text,
+                100 * (option->step_seconds / in->step_seconds - 1), fits ? "" : ", which is not enough");
+    }
+    if (fastest)
+        snprintf(out->change, sizeof out->change, "%s: %s on the rank that holds most, %+.0f%% time", fastest->change,
+                 text_bytes(fastest->memory).text, 100 * (fastest->step_seconds / in->step_seconds - 1));
+    return true;
+}
+
+static int compare(const void *a, const void *b)
+{
+    const struct finding *x = a, *y = b;
+    bool x_first = x->what == DIAGNOSE_MEMORY, y_first = y->what == DIAGNOSE_MEMORY;
+    if (x_first != y_first)
+        return x_first ? -1 : 1;
+    return x->gain > y->gain ? -1 : x->gain < y->gain;
+}
+
+int diagnose(const struct diagnose_input *input, struct finding *findings)
+{
+    int count = 0;
+    count += check_balance(input, &findings[count]);
+    count += check_few(input, &findings[count]);
+    count += check_many(input, &findings[count]);
+    count += check_traffic(input, &findings[count]);
+    count += check_memory(input, &findings[count]);
+    qsort(findings, (size_t)count, sizeof *findings, compare);
+    return count;
+}
