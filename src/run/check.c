@@ -194,8 +194,9 @@ static int check_search(const struct settings *s, struct err *err)
 int check_settings(struct settings *settings, int world_size, struct err *err)
 {
     enum mode_choice mode = settings->run.mode;
-    if (mode == MODE_GENERATE || mode == MODE_BENCH)
-        return err_set(err, "&run mode = '%s' is not built yet; 'train', 'evaluate' and 'plan' are", mode_names[mode]);
+    if (mode == MODE_GENERATE)
+        return err_set(err, "&run mode = '%s' is not built yet; 'train', 'evaluate', 'plan' and 'bench' are",
+                       mode_names[mode]);
     if (check_built(settings, err) < 0 || check_model(settings, err) < 0 || machine_check(settings, err) < 0)
         return -1;
     if (mode == MODE_PLAN && settings->plan.devices > 0)

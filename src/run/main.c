@@ -85,6 +85,7 @@ static enum exit_code run_mode(const struct job *job, struct settings *settings)
     case MODE_PLAN:
         return mode_plan(job, settings);
     case MODE_BENCH:
+        return mode_bench(job, settings);
     case MODE_GENERATE:
         break; /* refused by check_settings() */
     }

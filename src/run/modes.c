@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/log.h"
@@ -42,6 +43,15 @@ int mode_write_resolved(const struct job *job, const struct settings *settings, 
         text_fini(&text);
     }
     return agree(job->world, result, err);
+}
+
+int mode_threads(const struct job *job, const struct settings *settings)
+{
+    const char *openmp = getenv("OMP_NUM_THREADS");
+    int cores = job_cores(job);
+    if (settings->run.threads > 0)
+        return settings->run.threads;
+    return openmp && atoi(openmp) > 0 ? atoi(openmp) : cores;
 }
 
 int mode_open_dataset(const struct job *job, const struct settings *settings, const char *path, int64_t samples,

@@ -9,6 +9,7 @@
  * were checked. Collective over the job. */
 enum exit_code mode_train(const struct job *job, struct settings *settings);
 enum exit_code mode_evaluate(const struct job *job, struct settings *settings);
+enum exit_code mode_bench(const struct job *job, struct settings *settings);
 enum exit_code mode_plan(const struct job *job, struct settings *settings);
 
 /* Shared by modes. */
@@ -21,6 +22,9 @@ int mode_write_resolved(const struct job *job, const struct settings *settings, 
 
 /* Writes a file of that name in &run output. Local. */
 int mode_write_text(const struct settings *settings, const char *name, const struct text *text, struct err *err);
+
+/* Threads of a rank: &run threads, else OMP_NUM_THREADS, else its share of the cores. Collective. */
+int mode_threads(const struct job *job, const struct settings *settings);
 
 struct trainer;
 struct dataset;

@@ -7,6 +7,7 @@
 #include "plan/balance.h"
 #include "plan/program.h"
 #include "run/input_file.h"
+#include "run/modes.h"
 #include "run/trainer_state.h"
 
 static int make_program(struct program *program, struct schedule *computations, struct err *err)
@@ -257,11 +258,7 @@ int trainer_create(struct trainer **out, const struct job *job, struct settings 
     trainer->model = *model;
     *out = trainer;
     grid_open(&trainer->grid, job->world, settings->grid.pipeline, settings->grid.data, settings->grid.tensor);
-    if (settings->run.threads == 0) {
-        const char *openmp = getenv("OMP_NUM_THREADS");
-        int cores = job_cores(job);
-        settings->run.threads = openmp && atoi(openmp) > 0 ? atoi(openmp) : cores;
-    }
+    settings->run.threads = mode_threads(job, settings);
     const struct device *device = device_cpu(settings->run.threads);
     trainer->context = (struct context){.device = device,
                                         .stream = device->stream_open(),

@@ -1,0 +1,99 @@
+#include "run/bench.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/random.h"
+#include "base/trace.h"
+
+/* Repetitions: as many as fit into a short time, within bounds. */
+#define FEWEST 5
+#define MOST 101
+#define SECONDS 0.25
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double time_once(const struct bench *bench, void (*run)(void *of), void *of)
+{
+    double begin = clock_seconds();
+    run(of);
+    bench->context.device->stream_wait(bench->context.stream);
+    return clock_seconds() - begin;
+}
+
+double bench_time(const struct bench *bench, void (*run)(void *of), void *of)
+{
+    struct communicator *world = bench->job->world;
+    control_barrier(world);
+    time_once(bench, run, of); /* caches, pages, threads */
+    double first = time_once(bench, run, of), times[MOST];
+    control_max(world, &first, 1);
+    int count = first > 0 && SECONDS / first < MOST ? (int)(SECONDS / first) : MOST;
+    if (count < FEWEST)
+        count = FEWEST;
+    control_barrier(world);
+    for (int i = 0; i < count; i++)
+        times[i] = time_once(bench, run, of);
+    qsort(times, (size_t)count, sizeof *times, compare);
+    double median = times[count / 2];
+    control_max(world, &median, 1);
+    return median;
+}
+
+void *bench_random(const struct bench *bench, enum element element, size_t bytes)
+{
+    const struct device *device = bench->context.device;
+    size_t all = (bytes / sizeof(float) + 1) * sizeof(float), count = all / element_bytes(element);
+    float *host = allocate(count, sizeof *host), *floats = device->allocate(count * sizeof *host);
+    void *memory = device->allocate(all);
+    if (!memory || !floats)
+        fatal("not enough memory for %zu bytes of a measurement", bytes);
+    random_normal(random_key((uint64_t)bench->settings->run.seed, "bench"), 0, (int64_t)count, 0.02, host);
+    device->copy(bench->context.stream, floats, host, count * sizeof *host);
+    if (element == ELEMENT_FLOAT32)
+        device->copy(bench->context.stream, memory, floats, all);
+    else
+        device->convert(bench->context.stream, element, memory, floats, (int64_t)count);
+    device->stream_wait(bench->context.stream);
+    device->release(floats, count * sizeof *host);
+    free(host);
+    return memory;
+}
+
+void bench_release(const struct bench *bench, void *memory, size_t bytes)
+{
+    bench->context.device->release(memory, (bytes / sizeof(float) + 1) * sizeof(float));
+}
+
+double bench_round(double value)
+{
+    char digits[32];
+    snprintf(digits, sizeof digits, "%.6g", value);
+    return strtod(digits, NULL);
+}
+
+void bench_add(struct settings_reals *list, double value)
+{
+    double *items = allocate((size_t)list->count + 1, sizeof *items);
+    if (list->count > 0)
+        memcpy(items, list->items, (size_t)list->count * sizeof *items);
+    items[list->count++] = bench_round(value);
+    free(list->items);
+    list->items = items;
+}
+
+void bench_add_number(struct settings_list *list, int value)
+{
+    int *items = allocate((size_t)list->count + 1, sizeof *items);
+    if (list->count > 0)
+        memcpy(items, list->items, (size_t)list->count * sizeof *items);
+    items[list->count++] = value;
+    free(list->items);
+    list->items = items;
+}

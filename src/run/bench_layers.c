@@ -1,0 +1,175 @@
+/* Times of layers, each as a stage of its own: what a layer is shows only through the interface of layers. */
+#include <stdlib.h>
+
+#include "base/memory.h"
+#include "base/random.h"
+#include "plan/cost.h"
+#include "run/bench.h"
+
+/* One layer with all that it needs. */
+struct subject {
+    const struct bench *bench;
+    struct parameters parameters;
+    struct stage *stage;
+    struct context context;
+    struct stage_run run;
+    size_t weight_bytes, computed_bytes, gradient_bytes, scratch_bytes, losses_bytes;
+    float *weights, *gradients;
+    char *computed;  /* what computations read, where that is not the weights */
+    int32_t *tokens; /* one field of the batch serves as all: whole numbers below the vocabulary */
+    const int32_t *fields[LAYER_MAX_FIELDS];
+};
+
+static void forward(void *of)
+{
+    const struct subject *subject = of;
+    stage_forward(subject->stage, &subject->context, &subject->run);
+}
+
+static void backward_input(void *of)
+{
+    const struct subject *subject = of;
+    stage_backward_input(subject->stage, &subject->context, &subject->run);
+}
+
+static void backward_weight(void *of)
+{
+    const struct subject *subject = of;
+    stage_backward_weight(subject->stage, &subject->context, &subject->run);
+}
+
+static void make_weights(struct subject *subject)
+{
+    const struct bench *bench = subject->bench;
+    const struct device *device = bench->context.device;
+    const struct parameters *parameters = &subject->parameters;
+    subject->weight_bytes = (size_t)parameters->weight_elements * sizeof(float);
+    subject->computed_bytes = parameters->computed_bytes;
+    subject->gradient_bytes = (size_t)parameters->gradient_elements * sizeof(float);
+    subject->weights = bench_random(bench, ELEMENT_FLOAT32, subject->weight_bytes);
+    subject->computed = bench_random(bench, bench->element, subject->computed_bytes);
+    subject->gradients = bench_random(bench, ELEMENT_FLOAT32, subject->gradient_bytes);
+    float *host = allocate((size_t)parameters->weight_elements + 1, sizeof *host);
+    for (int i = 0; i < parameters->count; i++)
+        parameters_initialize(&parameters->shares[i], (uint64_t)bench->settings->run.seed, 0,
+                              parameters->shares[i].count, host + parameters->shares[i].weight);
+    device->copy(bench->context.stream, subject->weights, host, subject->weight_bytes);
+    for (int i = 0; i < parameters->count && subject->computed_bytes > 0; i++) {
+        const struct parameter_share *share = &parameters->shares[i];
+        device->convert(bench->context.stream, share->parameter->element, subject->computed + share->computed,
+                        subject->weights + share->weight, share->count);
+    }
+    device->stream_wait(bench->context.stream);
+    free(host);
+    stage_attach(subject->stage, subject->computed_bytes > 0 ? subject->computed : (char *)subject->weights,
+                 subject->gradients);
+}
+
+static void make_tokens(struct subject *subject)
+{
+    const struct bench *bench = subject->bench;
+    int64_t rows = bench->context.circumstances.sequences * bench->model.sequence;
+    subject->tokens = allocate((size_t)rows, sizeof *subject->tokens);
+    for (int64_t row = 0; row < rows; row++)
+        subject->tokens[row] = (int32_t)(row * 7919 % bench->settings->model.vocabulary);
+    for (int i = 0; i < LAYER_MAX_FIELDS; i++)
+        subject->fields[i] = subject->tokens;
+    subject->run.fields = subject->fields;
+}
+
+static void subject_create(struct subject *subject, const struct bench *bench, int layer,
+                           const struct circumstances *circumstances)
+{
+    struct slice slice = {0, layer, layer + 1};
+    *subject = (struct subject){.bench = bench, .context = bench->context};
+    subject->context.circumstances = *circumstances;
+    subject->context.training = true;
+    parameters_create(&subject->parameters, &bench->model, &slice, 1, circumstances->tensor, circumstances->t);
+    subject->stage = stage_create(&bench->model, slice, circumstances, true, &subject->parameters, 0);
+    make_weights(subject);
+    make_tokens(subject);
+    const struct stage_bytes *bytes = stage_bytes(subject->stage);
+    subject->scratch_bytes = stage_tensor_scratch(subject->stage, bench->context.tensor);
+    subject->losses_bytes = (size_t)(circumstances->sequences * bench->model.sequence) * sizeof(float);
+    subject->context.workspace = bench_random(bench, bench->element, bytes->workspace);
+    subject->context.tensor_scratch = bench_random(bench, bench->element, subject->scratch_bytes);
+    subject->run.sequences = circumstances->sequences;
+    subject->run.input = bench_random(bench, bench->element, bytes->input);
+    subject->run.output = bench_random(bench, bench->element, bytes->output);
+    subject->run.out_gradient = bench_random(bench, bench->element, bytes->output);
+    subject->run.in_gradient = bench_random(bench, bench->element, bytes->input);
+    subject->run.set = bench_random(bench, bench->element, bytes->set);
+    subject->run.pending = bench_random(bench, bench->element, bytes->pending);
+    subject->run.losses = bench_random(bench, ELEMENT_FLOAT32, subject->losses_bytes);
+    subject->run.accumulate_input = subject->run.accumulate_weight = true;
+}
+
+static void release(const struct bench *bench, const char *memory, size_t bytes)
+{
+    bench_release(bench, (void *)(uintptr_t)memory, bytes); /* stages only read it, but it is ours */
+}
+
+static void subject_destroy(struct subject *subject)
+{
+    const struct bench *bench = subject->bench;
+    const struct stage_bytes *bytes = stage_bytes(subject->stage);
+    bench_release(bench, subject->context.workspace, bytes->workspace);
+    bench_release(bench, subject->context.tensor_scratch, subject->scratch_bytes);
+    release(bench, subject->run.input, bytes->input);
+    release(bench, subject->run.output, bytes->output);
+    release(bench, subject->run.out_gradient, bytes->output);
+    release(bench, subject->run.in_gradient, bytes->input);
+    release(bench, subject->run.set, bytes->set);
+    release(bench, subject->run.pending, bytes->pending);
+    bench_release(bench, subject->run.losses, subject->losses_bytes);
+    bench_release(bench, subject->weights, subject->weight_bytes);
+    bench_release(bench, subject->computed, subject->computed_bytes);
+    bench_release(bench, subject->gradients, subject->gradient_bytes);
+    free(subject->tokens);
+    stage_destroy(subject->stage);
+    parameters_destroy(&subject->parameters);
+}
+
+static void time_layer(struct bench *bench, int layer, int kind, const struct circumstances *circumstances)
+{
+    struct machine_settings *m = &bench->figures->machine;
+    const struct layer *item = &bench->model.layers[layer];
+    struct layer_costs costs = item->kind->costs(item, circumstances);
+    struct subject subject;
+    subject_create(&subject, bench, layer, circumstances);
+    bench_add_number(&m->layer_kind, kind);
+    bench_add_number(&m->layer_recompute, (int)circumstances->recompute);
+    bench_add(&m->layer_forward_gflop, costs.forward / 1e9);
+    bench_add(&m->layer_input_gflop, costs.input_gradient / 1e9);
+    bench_add(&m->layer_weight_gflop, costs.weight_gradient / 1e9);
+    bench_add(&m->layer_forward_ms, 1e3 * bench_time(bench, forward, &subject));
+    bench_add(&m->layer_input_ms, 1e3 * bench_time(bench, backward_input, &subject));
+    bench_add(&m->layer_weight_ms, 1e3 * bench_time(bench, backward_weight, &subject));
+    subject_destroy(&subject);
+}
+
+/* The first layer of each kind, and again where it does other work when several microbatches are under way. */
+void bench_layers(struct bench *bench)
+{
+    const struct model *model = &bench->model;
+    int *kinds = allocate((size_t)model->layer_count, sizeof *kinds);
+    struct circumstances circumstances = bench->context.circumstances;
+    int count = cost_kinds(model, &circumstances, kinds);
+    bench->figures->machine.layer_tensor = circumstances.tensor;
+    for (int kind = 0; kind < count; kind++) {
+        int layer = 0;
+        while (kinds[layer] != kind)
+            layer++;
+        const struct layer *item = &model->layers[layer];
+        for (int recompute = RECOMPUTE_NONE; recompute <= RECOMPUTE_FULL; recompute++) {
+            circumstances.recompute = (enum recompute_choice)recompute;
+            circumstances.live = 1;
+            struct layer_costs one = item->kind->costs(item, &circumstances);
+            time_layer(bench, layer, kind, &circumstances);
+            circumstances.live = 2;
+            if (item->kind->costs(item, &circumstances).input_gradient != one.input_gradient)
+                time_layer(bench, layer, kind, &circumstances);
+        }
+    }
+    free(kinds);
+}
