@@ -114,14 +114,11 @@ OVERRIDES = [
 
 # What the program does not do yet: said at once, never ignored.
 UNFINISHED = [
-    ("plan", "run.mode=plan", ["mode = 'plan'"]),
-    ("bench", "run.mode=bench", ["mode = 'bench'"]),
     ("generate", "run.mode=generate", ["mode = 'generate'"]),
     ("CUDA", "run.device=cuda", ["device = 'cuda'"]),
     ("tf32", "run.precision=tf32", ["precision = 'tf32'"]),
     ("samples", "run.sample_every=1", ["sample_every"]),
     ("a llama", "model.family=llama", ["llama"]),
-    ("a preset", "machine.preset=h200", ["preset"]),
     ("scores", "run.mode=evaluate data.validation=corpus.h5 evaluate.scores=scores.h5", ["scores"]),
 ]
 

@@ -223,7 +223,8 @@ enum {
     K(machine, layer_kind, LIST, "", 0, 65536, "", \
       "layers that were timed: number of the kind among those of the model, in order, from 0") \
     K(machine, layer_recompute, LIST, "", 0, 2, "", "and the recompute mode: 0 none, 1 selective, 2 full") \
-    K(machine, layer_forward_gflop, REALS, "", AT_LEAST(0), AT_MOST(1e12), "Gflop", "and their operations for a microbatch") \
+    K(machine, layer_forward_gflop, REALS, "", AT_LEAST(0), AT_MOST(1e12), "Gflop", \
+      "and their operations for a microbatch") \
     K(machine, layer_input_gflop, REALS, "", AT_LEAST(0), AT_MOST(1e12), "Gflop", "of the input gradient") \
     K(machine, layer_weight_gflop, REALS, "", AT_LEAST(0), AT_MOST(1e12), "Gflop", "of the weight gradient") \
     K(machine, layer_forward_ms, REALS, "", AT_LEAST(0), AT_MOST(1e9), "ms", "and the time that they took") \
@@ -252,7 +253,8 @@ enum {
 #define PLAN_KEYS(K) \
     K(plan, devices, INT, "0", 0, RANKS_MAX, "", \
       "search over configurations of so many devices; 0: report on the one given") \
-    K(plan, memory_gib, REAL, "0", AT_LEAST(0), AT_MOST(1e6), "GiB", "memory of one device; 0: that of &machine, else not limited") \
+    K(plan, memory_gib, REAL, "0", AT_LEAST(0), AT_MOST(1e6), "GiB", \
+      "memory of one device; 0: that of &machine, else not limited") \
     K(plan, devices_per_node, INT, "8", 1, 65536, "", "devices with fast links between them")
 
 #define EVALUATE_KEYS(K) \
