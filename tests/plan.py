@@ -3,6 +3,7 @@
 of training, and a search over ten thousand devices. TAP."""
 import json
 import os
+import random
 import re
 import time
 
@@ -13,6 +14,7 @@ PARTS = ("weights", "gradients", "moments", "activations", "buffers", "workspace
 
 # A machine whose times are easy to compute: 1 Gflop/s whatever the size, memory and links that cost nothing.
 PLAIN = ["machine.peak_gflops=1"]
+SEARCHED = [*PLAIN, "machine.memory_gbs=10", "machine.link_gbs=1", "machine.link_latency_us=5"]
 
 
 def plan(folder, name, *overrides, seconds=120, ranks=1):
@@ -81,9 +83,8 @@ def check_report(folder):
     # The slowest stage is the last: fill and drain lead through all, in between it works alone.
     tap.ok(abs(best["makespan_seconds"] / (total + 5 * slowest) - 1) < 1e-9, "GPipe's time: sum + (M - 1) * slowest")
     tap.ok(abs(best["bubble"] - (1 - 6 * total / 4 / (total + 5 * slowest))) < 1e-9, "and its bubble")
-    flops = 6 * 3 * (8 * sum(block) / 3 + sum(head) / 3)
-    flops += 6 * 3 * lookup / 3 * 3 / 3
-    tap.ok(abs(best["tflops_per_device"] * 1e12 * best["step_seconds"] * 4 / flops - 1) < 1e-2,
+    flops = 6 * (8 * sum(block) + sum(head) + 3 * lookup)
+    tap.ok(abs(best["tflops_per_device"] * 1e12 * best["step_seconds"] * 4 / flops - 1) < 1e-9,
            "model operations per second and device")
     tap.ok(abs(best["mfu"] - best["tflops_per_device"] * 1e12 / 1e9) < 1e-6, "mfu")
     tap.ok(abs(best["tokens_per_second"] * best["step_seconds"] / (6 * 3 * tiny.SEQUENCE) - 1) < 1e-6, "tokens")
@@ -101,11 +102,31 @@ def check_report(folder):
     tap.ok(all(abs(3 * b - 4 * a) < 1e-3 * a for a, b in zip(sets, more)), "and so does its memory")
 
 
+def check_winner(folder, best):
+    """No configuration that is reported on alone is faster than the search's best; the best is as the search says."""
+    chunks = {"interleaved": 2, "looped-bfs": 2, "zb-v": 2, "v-half": 2, "v-min": 2}
+    choices = [(p, t, schedule, size, recompute) for p, t in ((1, 1), (1, 2), (2, 1), (2, 2), (4, 1))
+               for schedule in ("gpipe", "1f1b", "eager-1f1b", "zb-h1", *chunks) for size in (1, 2, 3, 6)
+               for recompute in ("none", "full") if p > 1 or schedule == "1f1b"]
+    faster = []
+    for p, t, schedule, size, recompute in random.Random(3).sample(choices, 24):
+        found = plan(folder, "alone", f"grid.pipeline={p}", f"grid.data={4 // p // t}", f"grid.tensor={t}",
+                     f"pipeline.schedule={schedule}", f"pipeline.chunks={chunks.get(schedule, 1)}",
+                     f"pipeline.microbatch_size={size}", "pipeline.microbatches=0", "pipeline.global_batch=24",
+                     f"pipeline.recompute={recompute}", *SEARCHED)[3]["candidates"][0]
+        if found["step_seconds"] < best["step_seconds"] * (1 - 1e-9):
+            faster.append((p, t, schedule, size, recompute))
+    tap.is_equal(faster, [], "nothing else that was tried is faster")
+    again = plan(folder, "again", *(f"grid.{key}={best[key]}" for key in ("pipeline", "data", "tensor")),
+                 *(f"pipeline.{key}={best[key]}" for key in ("schedule", "chunks", "microbatch_size", "microbatches",
+                                                             "recompute")), *SEARCHED)[3]["candidates"][0]
+    tap.is_equal(again["step_seconds"], best["step_seconds"], "the best alone is as in the search")
+
+
 def check_search(folder):
     """A search whose winner trains as it is written, on as many ranks, with its CSV too."""
     code, out, errors, found = plan(folder, "search", "plan.devices=4", "pipeline.microbatches=0",
-                                    "pipeline.global_batch=24", "machine.memory_gbs=10", "machine.link_gbs=1",
-                                    "machine.link_latency_us=5", *PLAIN)
+                                    "pipeline.global_batch=24", *SEARCHED)
     if not tap.ok(code == 0, "a search over 4 devices"):
         tap.note(out + errors)
         return
@@ -122,6 +143,7 @@ def check_search(folder):
     tap.ok(kinds["recompute full"]["peak_memory_bytes"] > 0 and kinds["pipeline 4"]["bubble"] > 0, "with figures")
     reasons = {entry["reason"]: entry["count"] for entry in found["rejected"]}
     tap.is_equal(found["tried"] - sum(reasons.values()), found["possible"], "every configuration is accounted for")
+    check_winner(folder, candidates[0])
     for number, (name, overrides) in enumerate({
             "best": (), "csv": ("pipeline.schedule=csv", "pipeline.schedule_file=search/schedule.csv")}.items()):
         code, out, errors = tap.launch(4, tap.program("ppmodel"), "search/best.nml", f"run.output={name}",
