@@ -123,6 +123,25 @@ def check_winner(folder, best):
     tap.is_equal(again["step_seconds"], best["step_seconds"], "the best alone is as in the search")
 
 
+def chosen(path):
+    """The choices of a candidate as an input spells them."""
+    with open(path, encoding="utf-8") as file:
+        found = dict(re.findall(r"^  (\w+) = '?([^'\s]+)'?", file.read(), re.MULTILINE))
+    return {key: type(value)(found[key]) for key, value in (
+        ("pipeline", 1), ("data", 1), ("tensor", 1), ("schedule", ""), ("chunks", 1), ("microbatch_size", 1),
+        ("microbatches", 1), ("recompute", ""))}
+
+
+def check_written(folder):
+    """best.nml of a configuration is that configuration."""
+    _, _, _, found = plan(folder, "given", "grid.pipeline=2", "grid.tensor=2", "pipeline.schedule=interleaved",
+                          "pipeline.chunks=3", "pipeline.microbatches=5", "pipeline.recompute=full", *PLAIN)
+    written = chosen(os.path.join(folder, "given", "best.nml"))
+    tap.is_equal(written, {"pipeline": 2, "data": 1, "tensor": 2, "schedule": "interleaved", "chunks": 3,
+                           "microbatch_size": 3, "microbatches": 5, "recompute": "full"}, "best.nml says all of it")
+    tap.is_equal({key: found["candidates"][0][key] for key in written}, written, "and so does plan.json")
+
+
 def check_search(folder):
     """A search whose winner trains as it is written, on as many ranks, with its CSV too."""
     code, out, errors, found = plan(folder, "search", "plan.devices=4", "pipeline.microbatches=0",
@@ -144,6 +163,8 @@ def check_search(folder):
     reasons = {entry["reason"]: entry["count"] for entry in found["rejected"]}
     tap.is_equal(found["tried"] - sum(reasons.values()), found["possible"], "every configuration is accounted for")
     check_winner(folder, candidates[0])
+    written = chosen(os.path.join(folder, "search", "best.nml"))
+    tap.is_equal(written, {key: candidates[0][key] for key in written}, "best.nml is the first candidate")
     for number, (name, overrides) in enumerate({
             "best": (), "csv": ("pipeline.schedule=csv", "pipeline.schedule_file=search/schedule.csv")}.items()):
         code, out, errors = tap.launch(4, tap.program("ppmodel"), "search/best.nml", f"run.output={name}",
@@ -237,6 +258,7 @@ def main():
         tiny.prepare(folder)
         check_memory(folder)
         check_report(folder)
+        check_written(folder)
         check_search(folder)
         check_limits(folder)
         check_findings(folder)

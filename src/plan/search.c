@@ -174,17 +174,34 @@ static double live_sets(const struct candidate *c, int rank)
     case SCHEDULE_V_HALF:
         return fmin(2 * m, p + 2);
     case SCHEDULE_V_MIN:
-        return fmin(2 * m, ceil(2 * p / 3));
+        return fmin(2 * m, ceil(2 * p / 3) + 2);
     case SCHEDULE_CSV:
         break;
     }
     return 0;
 }
 
-static bool splits(enum schedule_choice schedule)
+/* Pending sets of a rank's chunk where input and weight gradients run apart; 0: they do not, and the layers share one.
+ */
+static int pending_sets(const struct candidate *c, int rank, int chunk)
 {
-    return schedule == SCHEDULE_ZB_H1 || schedule == SCHEDULE_ZB_V || schedule == SCHEDULE_V_HALF ||
-           schedule == SCHEDULE_V_MIN;
+    switch (c->schedule) {
+    case SCHEDULE_ZB_H1:
+        return rank + 1 < c->microbatches ? rank + 1 : c->microbatches;
+    case SCHEDULE_ZB_V:
+        return chunk == 0 ? rank + 1 : rank > 1 ? rank : 1;
+    case SCHEDULE_V_HALF:
+    case SCHEDULE_V_MIN:
+        return 1;
+    case SCHEDULE_GPIPE:
+    case SCHEDULE_1F1B:
+    case SCHEDULE_EAGER_1F1B:
+    case SCHEDULE_INTERLEAVED:
+    case SCHEDULE_LOOPED_BFS:
+    case SCHEDULE_CSV:
+        break;
+    }
+    return 0;
 }
 
 /* Bytes on the rank that holds most. */
@@ -198,7 +215,8 @@ static double guess_memory(const struct shape *shape, const struct candidate *c,
             int first = cut->first_layer[stage], last = cut->first_layer[stage + 1];
             elements += shape->elements[last] - shape->elements[first];
             set += shape->kept[last] - shape->kept[first];
-            pending += splits(c->schedule) ? (last - first) * shape->pending : shape->pending;
+            int sets = pending_sets(c, rank, chunk);
+            pending += sets > 0 ? sets * (last - first) * shape->pending : shape->pending;
         }
         double moments = 2.0 / (c->sharded ? c->data : 1);
         double bytes = sizeof(float) * elements * (2 + moments) + live_sets(c, rank) * set / c->chunks + pending +
@@ -213,6 +231,8 @@ static double guess_memory(const struct shape *shape, const struct candidate *c,
 static double guess_idle(const struct candidate *c, double f, double i, double w, double m)
 {
     double p = c->pipeline, v = c->chunks, microbatches = c->microbatches, turns = p - 1;
+    /* V-Half and V-Min are laid out for three equal parts: what the longest one takes more, the others wait. */
+    double uneven = microbatches * v * (3 * fmax(f, fmax(i, w)) - (f + i + w));
     switch (c->schedule) {
     case SCHEDULE_GPIPE:
     case SCHEDULE_LOOPED_BFS:
@@ -228,9 +248,9 @@ static double guess_idle(const struct candidate *c, double f, double i, double w
     case SCHEDULE_ZB_V:
         return turns * fmax(0, f + i - w) + 3 * p * m;
     case SCHEDULE_V_HALF:
-        return turns * 4 / 3 * (f + i + w) + 2 * microbatches * m;
+        return turns * 4 / 3 * (f + i + w) + 2 * microbatches * m + uneven / 4;
     case SCHEDULE_V_MIN:
-        return turns * 4 / 3 * (f + i + w) + 5 * microbatches * m;
+        return turns * 4 / 3 * (f + i + w) + 5 * microbatches * m + uneven;
     case SCHEDULE_CSV:
         break;
     }
