@@ -145,6 +145,7 @@ def check_written(folder):
 def check_search(folder):
     """A search whose winner trains as it is written, on as many ranks, with its CSV too."""
     code, out, errors, found = plan(folder, "search", "plan.devices=4", "pipeline.microbatches=0",
+                                    "pipeline.schedule=interleaved", "pipeline.chunks=3", "pipeline.recompute=full",
                                     "pipeline.global_batch=24", *SEARCHED)
     if not tap.ok(code == 0, "a search over 4 devices"):
         tap.note(out + errors)
