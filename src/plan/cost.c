@@ -276,5 +276,6 @@ double cost_optimizer(const struct cost_machine *machine, double elements)
     const struct machine_settings *f = machine->figures;
     if (f->optimizer_ns > 0)
         return elements * f->optimizer_ns / 1e9;
-    return f->memory_gbs > 0 ? elements * OPTIMIZER_BYTES / (1e9 * f->memory_gbs) : 0;
+    double bytes = OPTIMIZER_BYTES + (machine->element_bytes < sizeof(float) ? machine->element_bytes : 0);
+    return f->memory_gbs > 0 ? elements * bytes / (1e9 * f->memory_gbs) : 0;
 }

@@ -58,7 +58,7 @@ double cost_sum(const struct cost_machine *machine, enum cost_sum_kind kind, dou
 /* The data ranks' sum of so many float32 gradients, in buckets. */
 double cost_reduction(const struct cost_machine *machine, double elements, int ranks, bool far);
 
-/* An AdamW step over so many parameters. */
+/* An AdamW step over so many parameters, which also writes them as computations read them. */
 double cost_optimizer(const struct cost_machine *machine, double elements);
 
 #endif

@@ -83,6 +83,7 @@ enum kind_axis {
     BY_RECOMPUTE,
     BY_PIPELINE,
     BY_TENSOR,
+    BY_SHARDED,
     KIND_AXES
 };
 
@@ -97,6 +98,8 @@ static int axis_value(const struct candidate *c, enum kind_axis axis)
         return c->pipeline;
     case BY_TENSOR:
         return c->tensor;
+    case BY_SHARDED:
+        return c->sharded;
     case KIND_AXES:
         break;
     }
@@ -117,6 +120,9 @@ static void name_kind(struct planner_kind *kind, enum kind_axis axis, int value)
         return;
     case BY_TENSOR:
         snprintf(kind->name, sizeof kind->name, "tensor %d", value);
+        return;
+    case BY_SHARDED:
+        snprintf(kind->name, sizeof kind->name, "sharded %s", value ? "true" : "false");
         return;
     case KIND_AXES:
         return;
@@ -175,7 +181,7 @@ static int most_kinds(const struct settings *settings)
     int divisors = 0;
     for (int i = 1; i <= settings->plan.devices; i++)
         divisors += settings->plan.devices % i == 0;
-    return SCHEDULE_CSV + RECOMPUTE_FULL + 1 + 2 * divisors;
+    return SCHEDULE_CSV + RECOMPUTE_FULL + 1 + 2 * divisors + 2;
 }
 
 void planner_run(struct plan *plan, const struct planning *planning)

@@ -204,8 +204,15 @@ static int pending_sets(const struct candidate *c, int rank, int chunk)
     return 0;
 }
 
+/* Bytes of weights, gradients and moments for each parameter; `element` bytes of it are what computations read. */
+static double state_bytes(double element, const struct candidate *c)
+{
+    double shares = c->sharded ? c->data : 1, whole = sizeof(float);
+    return element + whole + (2 * whole + (element < whole ? whole : 0)) / shares;
+}
+
 /* Bytes on the rank that holds most. */
-static double guess_memory(const struct shape *shape, const struct candidate *c, const struct cut *cut)
+static double guess_memory(const struct shape *shape, const struct candidate *c, const struct cut *cut, double element)
 {
     double most = 0;
     for (int rank = 0; rank < c->pipeline; rank++) {
@@ -218,8 +225,7 @@ static double guess_memory(const struct shape *shape, const struct candidate *c,
             int sets = pending_sets(c, rank, chunk);
             pending += sets > 0 ? sets * (last - first) * shape->pending : shape->pending;
         }
-        double moments = 2.0 / (c->sharded ? c->data : 1);
-        double bytes = sizeof(float) * elements * (2 + moments) + live_sets(c, rank) * set / c->chunks + pending +
+        double bytes = elements * state_bytes(element, c) + live_sets(c, rank) * set / c->chunks + pending +
                        shape->workspace + 4 * c->chunks * shape->boundary;
         most = fmax(most, bytes);
     }
@@ -279,9 +285,13 @@ static double guess_seconds(const struct planning *planning, const struct shape 
     double idle = guess_idle(c, shape->forward[layers] / stages, shape->input[layers] / stages,
                              shape->weight[layers] / stages, message);
     double overlap = machine->figures->message_overlap > 0 ? machine->figures->message_overlap : 1;
-    double sum = cost_reduction(machine, elements, c->data, data_far);
+    double sum = cost_reduction(machine, elements, c->data, data_far), gather = 0;
+    if (c->sharded) { /* half of it, and the weights as computations read them for the other half */
+        sum /= 2;
+        gather = sum * machine->element_bytes / sizeof(float);
+    }
     double window = shape->input[layers] / c->pipeline + shape->weight[layers] / c->pipeline;
-    return c->microbatches * (slowest + stall) + idle + sum - fmin(sum, overlap * window) +
+    return c->microbatches * (slowest + stall) + idle + sum - fmin(sum, overlap * window) + gather +
            cost_optimizer(machine, elements / (c->sharded ? c->data : 1));
 }
 
@@ -314,7 +324,7 @@ static void try_one(struct walk *walk, const struct candidate *c)
     const struct cut *cut = cut_of(shape, layers, (int)stages);
     struct guess guess = {.candidate = *c,
                           .step_seconds = guess_seconds(walk->planning, shape, c, cut),
-                          .memory = guess_memory(shape, c, cut)};
+                          .memory = guess_memory(shape, c, cut, walk->planning->machine.element_bytes)};
     if (guess.memory > MEMORY_DOUBT * walk->limit) {
         search->rejected[REJECT_MEMORY]++;
         if (search->nearest.candidate.microbatch_size == 0 || guess.memory < search->nearest.memory)
@@ -335,9 +345,13 @@ static void try_schedules(struct walk *walk, struct candidate c)
                 c.schedule = (enum schedule_choice)schedule;
                 c.chunks = chunk_choices[i];
                 c.recompute = (enum recompute_choice)recompute;
-                if (c.pipeline == 1 ? c.schedule == SCHEDULE_1F1B && c.chunks == 1
-                                    : generate_check(schedule_names[schedule], c.chunks, &err) == 0)
+                if (c.pipeline == 1 ? c.schedule != SCHEDULE_1F1B || c.chunks != 1
+                                    : generate_check(schedule_names[schedule], c.chunks, &err) < 0)
+                    continue;
+                for (int sharded = 0; sharded <= (c.data > 1); sharded++) {
+                    c.sharded = sharded;
                     try_one(walk, &c);
+                }
             }
 }
 
@@ -399,10 +413,8 @@ void search_run(struct search *search, const struct planning *planning, double m
         }
         for (int pipeline = 1; pipeline <= devices / tensor; pipeline++)
             if (devices / tensor % pipeline == 0)
-                try_batches(&walk, (struct candidate){.pipeline = pipeline,
-                                                      .data = devices / tensor / pipeline,
-                                                      .tensor = tensor,
-                                                      .sharded = s->optimizer.sharded});
+                try_batches(&walk, (struct candidate){
+                                       .pipeline = pipeline, .data = devices / tensor / pipeline, .tensor = tensor});
     }
     free_shapes(walk.shapes);
     qsort(search->guesses, (size_t)search->count, sizeof *search->guesses, compare);

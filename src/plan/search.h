@@ -38,7 +38,7 @@ struct search {
 };
 
 /* Tries every grid of &plan devices, schedule, number of chunks, microbatch size and recompute mode for &pipeline
- * global_batch; memory_limit in bytes, INFINITY: none. */
+ * global_batch, with the optimizer sharded and not; memory_limit in bytes, INFINITY: none. */
 void search_run(struct search *search, const struct planning *planning, double memory_limit);
 void search_fini(struct search *search);
 
