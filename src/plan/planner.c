@@ -18,7 +18,7 @@
 #define FORECAST_CELLS (INT64_C(1) << 22)
 
 /* Forecasts so far, so that none is made twice. */
-struct session {
+struct judging {
     struct plan *plan;
     const struct planning *planning;
     struct verdict *verdicts;
@@ -34,19 +34,19 @@ double planner_memory_limit(const struct settings *settings)
 }
 
 /* The forecast of a guess; NULL where it does not fit or cannot be made. */
-static const struct verdict *judge(struct session *session, int64_t index)
+static const struct verdict *judge(struct judging *judging, int64_t index)
 {
-    for (int i = 0; i < session->count; i++)
-        if (session->of[i] == index)
-            return session->fits[i] ? &session->verdicts[i] : NULL;
-    struct plan *plan = session->plan;
+    for (int i = 0; i < judging->count; i++)
+        if (judging->of[i] == index)
+            return judging->fits[i] ? &judging->verdicts[i] : NULL;
+    struct plan *plan = judging->plan;
     const struct guess *guess = &plan->search.guesses[index];
-    struct verdict *verdict = &session->verdicts[session->count];
+    struct verdict *verdict = &judging->verdicts[judging->count];
     struct forecast forecast;
     struct err err;
-    session->of[session->count] = index;
-    bool *fits = &session->fits[session->count++];
-    if (forecast_make(&forecast, session->planning, &guess->candidate, &err) < 0)
+    judging->of[judging->count] = index;
+    bool *fits = &judging->fits[judging->count++];
+    if (forecast_make(&forecast, judging->planning, &guess->candidate, &err) < 0)
         return NULL;
     plan->forecasts++;
     *verdict = (struct verdict){.candidate = guess->candidate, .estimate = forecast.estimate};
@@ -130,20 +130,20 @@ static void name_kind(struct planner_kind *kind, enum kind_axis axis, int value)
 }
 
 /* The fastest by forecast of the first few guesses of a kind, and of all forecasts made so far. */
-static void judge_kind(struct session *session, enum kind_axis axis, int value)
+static void judge_kind(struct judging *judging, enum kind_axis axis, int value)
 {
-    struct plan *plan = session->plan;
+    struct plan *plan = judging->plan;
     const struct verdict *best = NULL;
     int tries = 0;
-    for (int i = 0; i < session->count; i++)
-        if (session->fits[i] && axis_value(&session->verdicts[i].candidate, axis) == value &&
-            (!best || compare(&session->verdicts[i], best) < 0))
-            best = &session->verdicts[i];
+    for (int i = 0; i < judging->count; i++)
+        if (judging->fits[i] && axis_value(&judging->verdicts[i].candidate, axis) == value &&
+            (!best || compare(&judging->verdicts[i], best) < 0))
+            best = &judging->verdicts[i];
     for (int64_t i = 0; i < plan->search.count && tries < TRIES_PER_KIND && (!best || tries == 0); i++) {
         const struct candidate *c = &plan->search.guesses[i].candidate;
         if (axis_value(c, axis) != value || !is_small(c))
             continue;
-        const struct verdict *verdict = judge(session, i);
+        const struct verdict *verdict = judge(judging, i);
         tries++;
         if (verdict && (!best || compare(verdict, best) < 0))
             best = verdict;
@@ -155,9 +155,9 @@ static void judge_kind(struct session *session, enum kind_axis axis, int value)
     kind->verdict = *best;
 }
 
-static void judge_kinds(struct session *session)
+static void judge_kinds(struct judging *judging)
 {
-    struct plan *plan = session->plan;
+    struct plan *plan = judging->plan;
     for (int axis = 0; axis < KIND_AXES; axis++) {
         int last = -1;
         for (;;) { /* the values that occur, ascending */
@@ -169,7 +169,7 @@ static void judge_kinds(struct session *session)
             }
             if (next < 0)
                 break;
-            judge_kind(session, (enum kind_axis)axis, next);
+            judge_kind(judging, (enum kind_axis)axis, next);
             last = next;
         }
     }
@@ -191,24 +191,24 @@ void planner_run(struct plan *plan, const struct planning *planning)
     search_run(&plan->search, planning, plan->memory_limit);
     plan->kinds = allocate((size_t)kinds, sizeof *plan->kinds);
     plan->best = allocate((size_t)room, sizeof *plan->best);
-    struct session session = {.plan = plan,
+    struct judging judging = {.plan = plan,
                               .planning = planning,
-                              .verdicts = allocate((size_t)room, sizeof *session.verdicts),
-                              .fits = allocate((size_t)room, sizeof *session.fits),
-                              .of = allocate((size_t)room, sizeof *session.of)};
-    for (int64_t i = 0; i < plan->search.count && found < FINALISTS && session.count < TRIES; i++)
+                              .verdicts = allocate((size_t)room, sizeof *judging.verdicts),
+                              .fits = allocate((size_t)room, sizeof *judging.fits),
+                              .of = allocate((size_t)room, sizeof *judging.of)};
+    for (int64_t i = 0; i < plan->search.count && found < FINALISTS && judging.count < TRIES; i++)
         if (is_small(&plan->search.guesses[i].candidate))
-            found += judge(&session, i) != NULL;
-    judge_kinds(&session);
-    for (int i = 0; i < session.count; i++)
-        if (session.fits[i])
-            plan->best[plan->best_count++] = session.verdicts[i];
+            found += judge(&judging, i) != NULL;
+    judge_kinds(&judging);
+    for (int i = 0; i < judging.count; i++)
+        if (judging.fits[i])
+            plan->best[plan->best_count++] = judging.verdicts[i];
     qsort(plan->best, (size_t)plan->best_count, sizeof *plan->best, compare);
     if (plan->best_count > PLANNER_BEST)
         plan->best_count = PLANNER_BEST;
-    free(session.verdicts);
-    free(session.fits);
-    free(session.of);
+    free(judging.verdicts);
+    free(judging.fits);
+    free(judging.of);
 }
 
 void planner_fini(struct plan *plan)
