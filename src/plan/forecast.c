@@ -327,20 +327,25 @@ static void share_out(struct forecast *forecast, const struct planning *planning
     forecast_rates(planning, candidate, estimate);
 }
 
+void forecast_choose(struct settings *settings, const struct candidate *candidate)
+{
+    settings->grid.pipeline = candidate->pipeline;
+    settings->grid.data = candidate->data;
+    settings->grid.tensor = candidate->tensor;
+    settings->pipeline.schedule = candidate->schedule;
+    settings->pipeline.chunks = candidate->chunks;
+    settings->pipeline.microbatch_size = candidate->microbatch_size;
+    settings->pipeline.microbatches = candidate->microbatches;
+    settings->pipeline.recompute = candidate->recompute;
+    settings->optimizer.sharded = candidate->sharded;
+}
+
 /* The settings of a candidate; lists are the settings' own. The caller frees it. */
 static struct settings *settings_of(const struct settings *settings, const struct candidate *candidate)
 {
     struct settings *own = allocate(1, sizeof *own);
     *own = *settings;
-    own->grid.pipeline = candidate->pipeline;
-    own->grid.data = candidate->data;
-    own->grid.tensor = candidate->tensor;
-    own->pipeline.chunks = candidate->chunks;
-    own->pipeline.microbatch_size = candidate->microbatch_size;
-    own->pipeline.microbatches = candidate->microbatches;
-    own->pipeline.schedule = candidate->schedule;
-    own->pipeline.recompute = candidate->recompute;
-    own->optimizer.sharded = candidate->sharded;
+    forecast_choose(own, candidate);
     return own;
 }
 

@@ -89,4 +89,7 @@ void forecast_fini(struct forecast *forecast);
 /* Completes what follows from the step's time. */
 void forecast_rates(const struct planning *planning, const struct candidate *candidate, struct estimate *estimate);
 
+/* Writes what a candidate chooses into the settings; everything else in them stays. */
+void forecast_choose(struct settings *settings, const struct candidate *candidate);
+
 #endif

@@ -22,16 +22,8 @@ static int write_best(const struct settings *settings, const struct planning *pl
     struct text text = {0};
     settings_copy(best, settings);
     best->run.mode = MODE_TRAIN;
-    best->grid.pipeline = c->pipeline;
-    best->grid.data = c->data;
-    best->grid.tensor = c->tensor;
-    best->pipeline.schedule = c->schedule;
-    best->pipeline.chunks = c->chunks;
-    best->pipeline.microbatch_size = c->microbatch_size;
-    best->pipeline.microbatches = c->microbatches;
+    forecast_choose(best, c);
     best->pipeline.global_batch = (int64_t)c->microbatches * c->microbatch_size * c->data;
-    best->pipeline.recompute = c->recompute;
-    best->optimizer.sharded = c->sharded;
     best->plan.devices = 0;
     best->pipeline.balance = BALANCE_EXPLICIT;
     struct settings_list *list = &best->pipeline.stage_layers;
