@@ -67,6 +67,21 @@ static void test_balance(void)
     is_text(found.change, "balance = 'explicit'  stage_layers = 3, 3, 3, 3", "the cut that mends it");
     is_near(found.gain, 120 / 307.0, 1e-12, "and what it saves");
     ok(strstr(found.cause, "rank 0"), "which rank: %s", found.cause);
+    double costs[LAYERS];
+    for (int i = 0; i < LAYERS; i++)
+        costs[i] = i > 0 && i < LAYERS - 1 ? 5 : 0;
+    in.layer_costs = costs;
+    found = one(&in, DIAGNOSE_BALANCE);
+    is_text(found.change, "balance = 'explicit'  stage_layers = 3, 3, 3, 3", "a cut, where no rank is to blame");
+    in.first_layer = even;
+    for (int i = 4; i < 7; i++)
+        seconds[i] = 1.5; /* rank 1 takes half as long again as the others for as many layers */
+    found = one(&in, DIAGNOSE_BALANCE);
+    is_text(found.change, "another node, or other cores, for pipeline rank 1", "a slow rank is named");
+    ok(found.gain == 0 && strstr(found.cause, "50% longer for its layers"), "and told how slow: %s", found.cause);
+    in.layer_costs = NULL;
+    for (int i = 4; i < 7; i++)
+        seconds[i] = 1;
     seconds[LAYERS - 1] = 9;
     in.step_seconds = 1000;
     const int best[] = {0, 5, 9, 13, 14};

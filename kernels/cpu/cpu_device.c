@@ -19,20 +19,15 @@ struct event {
 /* Large pages where the system grants them: matmuls walk over matrices with strides of more than a small page. */
 #define LARGE_PAGE ((size_t)2 << 20)
 
-static size_t whole_pages(size_t bytes)
-{
-    const size_t page = bytes >= LARGE_PAGE ? LARGE_PAGE : 4096;
-    return (bytes + page - 1) / page * page;
-}
-
 static void *device_allocate(size_t bytes)
 {
-    if (bytes > SIZE_MAX - LARGE_PAGE)
+    void *memory;
+    if (posix_memalign(&memory, bytes >= LARGE_PAGE ? LARGE_PAGE : 4096, bytes > 0 ? bytes : 1) != 0)
         return NULL;
-    const size_t size = whole_pages(bytes > 0 ? bytes : 1);
-    void *memory = aligned_alloc(size >= LARGE_PAGE ? LARGE_PAGE : 4096, size);
-    if (memory != NULL && size >= LARGE_PAGE)
-        (void)madvise(memory, size, MADV_HUGEPAGE); /* a hint: refused, the memory is as good */
+    /* A hint: refused, the memory is as good. What lies behind the last whole large page stays in small ones, so that
+     * no more is taken than is asked for. */
+    if (bytes >= LARGE_PAGE)
+        (void)madvise(memory, bytes / LARGE_PAGE * LARGE_PAGE, MADV_HUGEPAGE);
     return memory;
 }
 
@@ -120,7 +115,7 @@ float *cpu_scratch(struct stream *stream, int64_t count)
     const size_t bytes = (size_t)count * sizeof(float);
     if (bytes > stream->scratch_bytes) {
         free(stream->scratch);
-        stream->scratch = aligned_alloc(4096, whole_pages(bytes));
+        stream->scratch = device_allocate(bytes);
         if (stream->scratch == NULL)
             fatal("no memory for %zu bytes of sums", bytes);
         stream->scratch_bytes = bytes;

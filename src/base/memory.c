@@ -1,7 +1,11 @@
 #include "base/memory.h"
 
+#include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "base/error.h"
 
@@ -17,6 +21,22 @@ char *copy_text(const char *text)
 {
     size_t bytes = strlen(text) + 1;
     return memcpy(allocate(bytes, 1), text, bytes);
+}
+
+size_t memory_resident(void)
+{
+    unsigned long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    bool told = file && fscanf(file, "%*u %lu", &pages) == 1;
+    if (file)
+        fclose(file);
+    return told ? pages * (size_t)sysconf(_SC_PAGESIZE) : 0;
+}
+
+size_t memory_peak(void)
+{
+    struct rusage usage;
+    return getrusage(RUSAGE_SELF, &usage) == 0 ? (size_t)usage.ru_maxrss * 1024 : 0;
 }
 
 #ifdef __SANITIZE_ADDRESS__

@@ -91,8 +91,11 @@ static void record(struct run *run, int rank, struct instruction item, double be
                                                        .lane = lane_of(item.op)};
 }
 
-static double duration(const struct simulate_costs *costs, struct instruction now)
+/* Of a rank's computation at a place of its list. */
+static double duration(const struct simulate_costs *costs, struct instruction now, int rank, int64_t place)
 {
+    if (costs->computation)
+        return costs->computation[rank][place];
     switch (now.op) {
     case FORWARD:
         return seconds(costs->forward, now.stage);
@@ -215,7 +218,7 @@ static bool compute(struct run *run, int rank, struct instruction now)
     count_idle(run, rank, now.op, start, input.end);
     if (result->busy == 0)
         result->start = start;
-    double length = duration(run->costs, now), end = start + length;
+    double length = duration(run->costs, now, rank, own->next), end = start + length;
     result->busy += length;
     result->end = own->free = end;
     record(run, rank, now, start, end);

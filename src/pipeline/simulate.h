@@ -14,6 +14,9 @@ struct simulate_costs {
     const double *forward; /* [stages] FORWARD */
     const double *input;   /* [stages] BACKWARD_INPUT */
     const double *weight;  /* [stages] BACKWARD_WEIGHT; BACKWARD takes input + weight */
+    /* Instead of these three, where it is not NULL: [ranks][places in the rank's list] of each computation, as a real
+     * run took for it. With free messages it tells what of that run's idle time the messages are to blame for. */
+    const double *const *computation;
 
     /* [stages - 1] one activation or gradient between stage s and s + 1; not used where both are on one rank. */
     const double *message; /* transfer: bytes / bandwidth, during which nothing else goes the same way */

@@ -57,55 +57,122 @@ static int make_options(const struct planning *planning, const struct candidate 
 }
 
 /* The rank that holds most. */
-static int fullest(const struct forecast *forecast)
+static int fullest(const struct footprint *memory, int ranks)
 {
     int most = 0;
-    for (int p = 1; p < forecast->candidate.pipeline; p++)
-        if (footprint_total(&forecast->memory[p]) > footprint_total(&forecast->memory[most]))
+    for (int p = 1; p < ranks; p++)
+        if (footprint_total(&memory[p]) > footprint_total(&memory[most]))
             most = p;
     return most;
+}
+
+/* The arrays of a diagnosis: [layers] each, to be freed with the first. */
+struct arrays {
+    double *seconds, *boundaries;
+    bool measured; /* all kinds of layers were timed on the machine */
+};
+
+/* Seconds of the layers by their costs, and the bytes behind each. */
+static struct arrays make_arrays(const struct planning *planning, const struct circumstances *circumstances)
+{
+    const struct model *model = &planning->model;
+    struct arrays arrays = {.seconds = allocate(2 * (size_t)model->layer_count, sizeof(double)), .measured = true};
+    arrays.boundaries = arrays.seconds + model->layer_count;
+    for (int i = 0; i < model->layer_count; i++) {
+        struct cost_seconds cost = cost_layer(&planning->machine, model, i, planning->kinds[i], circumstances);
+        arrays.seconds[i] = cost.forward + cost.input + cost.weight;
+        arrays.measured &= cost.measured;
+        for (int b = 0; b < model->declarations[i].after_count; b++)
+            arrays.boundaries[i] +=
+                (double)boundary_bytes(&model->declarations[i].after[b], circumstances, circumstances->sequences);
+    }
+    return arrays;
+}
+
+/* What is the same in both. */
+static struct diagnose_input input_of(const struct planning *planning, const struct candidate *c,
+                                      const struct circumstances *circumstances, const struct arrays *arrays,
+                                      const int *first_layer, bool v_placement, const struct footprint *memory,
+                                      double memory_limit)
+{
+    const struct model *model = &planning->model;
+    const struct footprint *most = &memory[fullest(memory, c->pipeline)];
+    return (struct diagnose_input){.ranks = c->pipeline,
+                                   .chunks = c->chunks,
+                                   .microbatches = c->microbatches,
+                                   .microbatch_size = c->microbatch_size,
+                                   .v_placement = v_placement,
+                                   .schedule = c->schedule,
+                                   .layers = model->layer_count,
+                                   .layer_seconds = arrays->seconds,
+                                   .first_layer = first_layer,
+                                   .boundary_bytes = arrays->boundaries,
+                                   .machine = planning->machine.figures,
+                                   .product_gflop = cost_product(model, model->layer_count / 2, circumstances) / 1e9,
+                                   .memory = (double)footprint_total(most),
+                                   .memory_limit = memory_limit,
+                                   .activations = (double)most->activations};
+}
+
+/* Completes the input by other choices where memory does not suffice. */
+static int diagnose_with_options(const struct planning *planning, const struct candidate *c,
+                                 struct diagnose_input *input, struct finding *findings)
+{
+    struct diagnose_option options[MOST_OPTIONS];
+    if (input->memory > input->memory_limit)
+        input->option_count = make_options(planning, c, options);
+    input->options = options;
+    return diagnose(input, findings);
 }
 
 int advise_forecast(const struct planning *planning, const struct forecast *forecast, double memory_limit,
                     struct finding *findings)
 {
-    const struct model *model = &planning->model;
     const struct candidate *c = &forecast->candidate;
     struct circumstances circumstances = planning_circumstances(planning, c);
-    size_t layers = (size_t)model->layer_count;
-    double *seconds = allocate(layers, sizeof *seconds), *boundaries = allocate(layers, sizeof *boundaries);
-    for (int i = 0; i < model->layer_count; i++) {
-        struct cost_seconds cost = cost_layer(&planning->machine, model, i, planning->kinds[i], &circumstances);
-        seconds[i] = cost.forward + cost.input + cost.weight;
-        for (int b = 0; b < model->declarations[i].after_count; b++)
-            boundaries[i] +=
-                (double)boundary_bytes(&model->declarations[i].after[b], &circumstances, circumstances.sequences);
+    struct arrays arrays = make_arrays(planning, &circumstances);
+    struct diagnose_input input = input_of(planning, c, &circumstances, &arrays, forecast->first_layer,
+                                           forecast->v_placement, forecast->memory, memory_limit);
+    input.step_seconds = forecast->estimate.step_seconds;
+    input.bubble = forecast->estimate.bubble;
+    input.message_seconds = forecast->makespan - forecast->without_messages;
+    input.live = forecast->live[fullest(forecast->memory, c->pipeline)];
+    int count = diagnose_with_options(planning, c, &input, findings);
+    free(arrays.seconds);
+    return count;
+}
+
+/* Scales the seconds of each stage's layers to what the stage took. */
+static void scale_layers(const struct measured *measured, const int *first_layer, int stages, double *seconds)
+{
+    for (int stage = 0; stage < stages; stage++) {
+        double sum = 0;
+        for (int layer = first_layer[stage]; layer < first_layer[stage + 1]; layer++)
+            sum += seconds[layer];
+        for (int layer = first_layer[stage]; layer < first_layer[stage + 1]; layer++)
+            seconds[layer] = sum > 0 ? seconds[layer] * measured->stages[stage] / sum
+                                     : measured->stages[stage] / (first_layer[stage + 1] - first_layer[stage]);
     }
-    struct diagnose_option options[MOST_OPTIONS];
-    int option_count = forecast->estimate.memory > memory_limit ? make_options(planning, c, options) : 0;
-    struct diagnose_input input = {.ranks = c->pipeline,
-                                   .chunks = c->chunks,
-                                   .microbatches = c->microbatches,
-                                   .microbatch_size = c->microbatch_size,
-                                   .v_placement = forecast->v_placement,
-                                   .schedule = c->schedule,
-                                   .layers = model->layer_count,
-                                   .layer_seconds = seconds,
-                                   .first_layer = forecast->first_layer,
-                                   .boundary_bytes = boundaries,
-                                   .step_seconds = forecast->estimate.step_seconds,
-                                   .bubble = forecast->estimate.bubble,
-                                   .message_seconds = forecast->makespan - forecast->without_messages,
-                                   .machine = planning->machine.figures,
-                                   .product_gflop = cost_product(model, model->layer_count / 2, &circumstances) / 1e9,
-                                   .memory = forecast->estimate.memory,
-                                   .memory_limit = memory_limit,
-                                   .activations = (double)forecast->memory[fullest(forecast)].activations,
-                                   .live = forecast->live[fullest(forecast)],
-                                   .options = options,
-                                   .option_count = option_count};
-    int count = diagnose(&input, findings);
-    free(seconds);
-    free(boundaries);
+}
+
+int advise_measured(const struct planning *planning, const struct measured_step *step, const struct measured *measured,
+                    const int *first_layer, const struct footprint *memory, double memory_limit,
+                    struct finding *findings)
+{
+    const struct schedule *schedule = step->schedule;
+    const struct candidate candidate = planning_candidate(planning->settings);
+    struct circumstances circumstances = planning_circumstances(planning, &candidate);
+    struct arrays arrays = make_arrays(planning, &circumstances), declared = make_arrays(planning, &circumstances);
+    scale_layers(measured, first_layer, schedule->stages, arrays.seconds);
+    struct diagnose_input input = input_of(planning, &candidate, &circumstances, &arrays, first_layer,
+                                           schedule->placement == PLACEMENT_V, memory, memory_limit);
+    input.layer_costs = declared.measured ? declared.seconds : NULL;
+    input.step_seconds = step->seconds;
+    input.bubble = measured->bubble;
+    input.message_seconds = measured->messages;
+    input.live = step->live[fullest(memory, candidate.pipeline)];
+    int count = diagnose_with_options(planning, &candidate, &input, findings);
+    free(arrays.seconds);
+    free(declared.seconds);
     return count;
 }

@@ -15,6 +15,7 @@
 #define BUBBLE 0.10
 #define TRAFFIC 0.05
 #define GAIN 0.02
+#define SLOW_RANK 0.15 /* what a rank takes longer than its layers would elsewhere */
 
 const char *const diagnose_names[DIAGNOSE_KINDS] = {"balance", "few microbatches", "many microbatches", "traffic",
                                                     "memory"};
@@ -25,11 +26,11 @@ static int rank_of(const struct diagnose_input *in, int stage)
     return in->v_placement && stage / in->ranks % 2 == 1 ? in->ranks - 1 - place : place;
 }
 
-static double stage_seconds(const struct diagnose_input *in, const int *first_layer, int stage)
+static double stage_sum(const int *first_layer, int stage, const double *layers)
 {
     double sum = 0;
     for (int layer = first_layer[stage]; layer < first_layer[stage + 1]; layer++)
-        sum += in->layer_seconds[layer];
+        sum += layers[layer];
     return sum;
 }
 
@@ -44,7 +45,7 @@ static struct load load_of(const struct diagnose_input *in, const int *first_lay
     double *ranks = allocate((size_t)in->ranks, sizeof *ranks);
     struct load load = {0};
     for (int stage = 0; stage < in->ranks * in->chunks; stage++)
-        ranks[rank_of(in, stage)] += stage_seconds(in, first_layer, stage);
+        ranks[rank_of(in, stage)] += stage_sum(first_layer, stage, in->layer_seconds);
     for (int rank = 0; rank < in->ranks; rank++) {
         load.average += ranks[rank] / in->ranks;
         if (ranks[rank] > load.slowest) {
@@ -76,30 +77,55 @@ static int heaviest(const struct diagnose_input *in)
     return heavy;
 }
 
+/* By how much the rank takes longer than the others would for its layers, as a part. */
+static double slowness(const struct diagnose_input *in, int rank)
+{
+    double own = 0, own_cost = 0, others = 0, others_cost = 0;
+    for (int stage = 0; stage < in->ranks * in->chunks && in->layer_costs; stage++) {
+        bool is_own = rank_of(in, stage) == rank;
+        *(is_own ? &own : &others) += stage_sum(in->first_layer, stage, in->layer_seconds);
+        *(is_own ? &own_cost : &others_cost) += stage_sum(in->first_layer, stage, in->layer_costs);
+    }
+    return own_cost > 0 && others > 0 ? own / own_cost * others_cost / others - 1 : 0;
+}
+
+/* The cut that is best for the stages, in cut[stages + 1]; seconds of a microbatch that it saves. */
+static double best_cut(const struct diagnose_input *in, const struct load *now, int *cut)
+{
+    struct partition_problem problem = {
+        .layers = in->layers, .stages = in->ranks * in->chunks, .cost = in->layer_seconds};
+    struct err err;
+    return partition_balanced(&problem, cut, &err) == 0 ? now->slowest - load_of(in, cut).slowest : 0;
+}
+
 static bool check_balance(const struct diagnose_input *in, struct finding *out)
 {
     struct load now = load_of(in, in->first_layer);
     if (in->ranks == 1 || now.slowest < (1 + IMBALANCE) * now.average)
         return false;
-    int stages = in->ranks * in->chunks, *cut = allocate((size_t)stages + 1, sizeof *cut);
-    struct partition_problem problem = {.layers = in->layers, .stages = stages, .cost = in->layer_seconds};
-    struct err err;
-    bool better = partition_balanced(&problem, cut, &err) == 0;
-    struct load best = better ? load_of(in, cut) : now;
     *out = (struct finding){.what = DIAGNOSE_BALANCE, .figure = now.slowest / now.average - 1};
-    double saved = in->microbatches * (now.slowest - best.slowest);
-    better = better && saved > GAIN * in->step_seconds;
     int written = snprintf(out->cause, sizeof out->cause,
                            "rank %d computes %s for each microbatch, %.0f%% more than the average of %s", now.rank,
                            text_duration(now.slowest).text, 100 * out->figure, text_duration(now.average).text);
-    if (better) {
+    char *more = out->cause + written;
+    size_t room = sizeof out->cause - (size_t)written;
+    double slow = slowness(in, now.rank);
+    if (slow > SLOW_RANK && 2 * slow > out->figure) {
+        snprintf(more, room,
+                 "; it takes %.0f%% longer for its layers than the others would: its processor is slower, or "
+                 "has other work",
+                 100 * slow);
+        snprintf(out->change, sizeof out->change, "another node, or other cores, for pipeline rank %d", now.rank);
+        return true;
+    }
+    int *cut = allocate((size_t)(in->ranks * in->chunks) + 1, sizeof *cut), heavy = heaviest(in);
+    double saved = in->microbatches * best_cut(in, &now, cut);
+    if (saved > GAIN * in->step_seconds) {
         out->gain = saved / in->step_seconds;
         write_cut(in, cut, out->change, sizeof out->change);
     } else {
-        int heavy = heaviest(in);
-        snprintf(out->cause + written, sizeof out->cause - (size_t)written,
-                 "; no cut into %d stages is better: the heaviest layer, number %d, takes %s alone", stages, heavy,
-                 text_duration(in->layer_seconds[heavy]).text);
+        snprintf(more, room, "; no cut into %d stages is better: the heaviest layer, number %d, takes %s alone",
+                 in->ranks * in->chunks, heavy, text_duration(in->layer_seconds[heavy]).text);
         snprintf(out->change, sizeof out->change, "grid.pipeline below %d, or more layers", in->ranks);
     }
     free(cut);

@@ -26,6 +26,8 @@ struct diagnose_input {
 
     int layers;
     const double *layer_seconds;  /* [layers] forward and backward of one microbatch, the rank's own work alone */
+    const double *layer_costs;    /* [layers] the same as layers of their kind take elsewhere, in any unit, where
+                                     layer_seconds was measured on the ranks; NULL: no rank is judged by them */
     const int *first_layer;       /* [stages + 1] */
     const double *boundary_bytes; /* [layers] handed on behind the layer, for one microbatch; 0 behind the last */
 

@@ -94,7 +94,7 @@ static void add_stages(const struct planning *planning, const struct forecast *f
     }
 }
 
-static void add_findings(const struct finding *findings, int count, struct text *out)
+void report_findings(const struct finding *findings, int count, struct text *out)
 {
     for (int i = 0; i < count; i++) {
         const struct finding *finding = &findings[i];
@@ -138,7 +138,28 @@ void report_forecast(const struct planning *planning, const struct forecast *for
         add_memory(&forecast->memory[p], out);
         text_add(out, "\n");
     }
-    add_findings(findings, finding_count, out);
+    report_findings(findings, finding_count, out);
+}
+
+void report_measured(const struct measured_step *step, const struct measured *measured, int64_t number,
+                     struct text *out)
+{
+    const int ranks = step->schedule->ranks;
+    struct simulate_rank sum = {0};
+    for (int rank = 0; rank < ranks; rank++) {
+        sum.busy += measured->ranks[rank].busy;
+        sum.fill += measured->ranks[rank].fill;
+        sum.drain += measured->ranks[rank].drain;
+        sum.imbalance += measured->ranks[rank].imbalance;
+        sum.communication += measured->ranks[rank].communication;
+    }
+    const double percent = 100 / (ranks * measured->makespan);
+    text_add(out,
+             "step %-8lld %s: the pipeline computes %.1f%% of the time, fills for %.1f%%, drains for %.1f%%, waits for "
+             "slower stages %.1f%% and for messages %.1f%%; the first microbatch took %s to its loss\n",
+             (long long)number, text_duration(step->seconds).text, percent * sum.busy, percent * sum.fill,
+             percent * sum.drain, percent * sum.imbalance, percent * sum.communication,
+             text_duration(measured->latency).text);
 }
 
 int report_timeline(const struct schedule *schedule, struct text *out, struct err *err)

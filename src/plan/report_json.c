@@ -137,6 +137,23 @@ static void add_rejections(struct text *out, const struct plan *plan)
     text_add(out, "]");
 }
 
+void report_findings_json(const struct finding *findings, int count, struct text *out)
+{
+    text_add(out, "[");
+    for (int i = 0; i < count; i++) {
+        text_add(out, "%s{\"what\": \"%s\", ", i ? ",\n " : "", diagnose_names[findings[i].what]);
+        add_number(out, "figure", findings[i].figure);
+        text_add(out, ", \"cause\": ");
+        add_string(out, findings[i].cause);
+        text_add(out, ", \"change\": ");
+        add_string(out, findings[i].change);
+        text_add(out, ", ");
+        add_number(out, "gain", findings[i].gain);
+        text_add(out, "}");
+    }
+    text_add(out, "]");
+}
+
 void report_json(const struct planning *planning, const struct plan *plan, const struct forecast *forecast,
                  const struct finding *findings, int finding_count, struct text *out)
 {
@@ -156,17 +173,7 @@ void report_json(const struct planning *planning, const struct plan *plan, const
     text_add(out, "]");
     if (plan)
         add_rejections(out, plan);
-    text_add(out, ",\n\"findings\": [");
-    for (int i = 0; i < finding_count; i++) {
-        text_add(out, "%s{\"what\": \"%s\", ", i ? ",\n " : "", diagnose_names[findings[i].what]);
-        add_number(out, "figure", findings[i].figure);
-        text_add(out, ", \"cause\": ");
-        add_string(out, findings[i].cause);
-        text_add(out, ", \"change\": ");
-        add_string(out, findings[i].change);
-        text_add(out, ", ");
-        add_number(out, "gain", findings[i].gain);
-        text_add(out, "}");
-    }
-    text_add(out, "]}\n");
+    text_add(out, ",\n\"findings\": ");
+    report_findings_json(findings, finding_count, out);
+    text_add(out, "}\n");
 }

@@ -68,6 +68,7 @@ struct executor *executor_create(const struct grid *grid, const struct schedule 
     size_t count = (size_t)executor->list->count;
     executor->activities = allocate(count, sizeof *executor->activities);
     executor->events = allocate(2 * count, sizeof(struct event *));
+    executor->times = allocate(count, sizeof *executor->times);
     for (size_t i = 0; i < count; i++) {
         struct instruction item = executor->list->items[i];
         char microbatch[32] = "";
@@ -107,6 +108,7 @@ void executor_destroy(struct executor *executor)
     free(executor->stages);
     free(executor->activities);
     free(executor->events);
+    free(executor->times);
     free(executor);
 }
 
@@ -161,6 +163,11 @@ void executor_attach(struct executor *executor, char *memory, const struct conte
 const float *executor_losses(const struct executor *executor, int microbatch)
 {
     return executor->losses ? executor->losses + microbatch * executor->rows : NULL;
+}
+
+const double (*executor_times(const struct executor *executor))[2]
+{
+    return (const double(*)[2])executor->times;
 }
 
 int executor_peak_sets(const struct executor *executor)

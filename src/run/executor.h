@@ -58,6 +58,10 @@ void executor_run(struct executor *executor, const struct executor_step *step, s
  * NULL elsewhere. */
 const float *executor_losses(const struct executor *executor, int microbatch);
 
+/* [length of this rank's list] begin and end of each computation of the last run, clock_seconds(); 0 of those that had
+ * nothing to compute and of other instructions. */
+const double (*executor_times(const struct executor *executor))[2];
+
 /* The most activation sets of any kind that were in use at once in the last run. */
 int executor_peak_sets(const struct executor *executor);
 

@@ -167,6 +167,8 @@ static void account(struct executor *executor, struct executor_result *result)
             continue;
         double begin = device->event_seconds(executor->events[2 * i]);
         double end = device->event_seconds(executor->events[2 * i + 1]);
+        executor->times[i][0] = begin;
+        executor->times[i][1] = end;
         result->busy += end - begin;
         if (end > result->last_backward)
             result->last_backward = end;

@@ -44,6 +44,7 @@ struct executor {
     struct local_stage *stages; /* [chunks] */
     char (*activities)[64];     /* [list->count] what the rank is doing, for messages */
     struct event **events;      /* [2 * list->count] begin and end of computations, NULL for others */
+    double (*times)[2];         /* [list->count] begin and end of computations of the last run */
     float *losses;              /* [microbatches, rows] */
     int64_t rows;               /* tokens of a full microbatch */
     int64_t sequence;

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "base/memory.h"
@@ -11,12 +12,15 @@
 #include "model/family.h"
 #include "parallel/agree.h"
 #include "plan/machine.h"
+#include "plan/planner.h"
+#include "run/diagnosis.h"
 #include "run/metrics.h"
 #include "run/modes.h"
 #include "run/stop.h"
 #include "run/trainer.h"
 
 #define TRACE_CAPACITY (1 << 20) /* spans: 64 MiB */
+#define DIAGNOSE_AFTER 5         /* steps */
 
 /* The run as it goes. */
 struct training {
@@ -25,12 +29,12 @@ struct training {
     struct trainer *trainer;
     struct dataset *dataset, *validation;
     struct metrics *metrics; /* on rank 0 */
+    struct diagnosis *diagnosis;
     char resumed[SETTINGS_STRING_MAX + 32];
     int64_t first_step, last_step; /* of this run */
     double begin, seconds;         /* when the first step began; time in steps */
     double first_loss, last_loss, validation_loss;
-    double bubbles; /* sum over steps */
-    double peak_memory;
+    double bubbles;                    /* sum over steps */
     double longest_step, longest_save; /* seconds, so far */
 };
 
@@ -145,17 +149,29 @@ static double unigram_entropy(const struct training *t, struct err *err)
     return entropy;
 }
 
+/* What the run says about itself; ends the job when the file cannot be written. Collective. */
+static void diagnose_run(const struct training *t, struct text *out)
+{
+    struct err err;
+    if (diagnosis_report(t->diagnosis, out, &err) < 0)
+        fatal("%s", err.text);
+}
+
+/* Collective. */
 static void summarize(const struct training *t, struct err *err)
 {
     const struct settings *s = t->settings;
     int64_t steps = trainer_steps_done(t->trainer) - t->first_step + 1;
-    if (t->job->world->rank != 0)
-        return;
     if (steps <= 0) {
         log_line("Nothing to do: %s is at step %lld of %lld.", t->resumed, (long long)trainer_steps_done(t->trainer),
                  (long long)s->run.steps);
         return;
     }
+    struct text findings = {0}, memory = {0};
+    diagnose_run(t, &findings);
+    if (t->job->world->rank != 0)
+        return;
+    diagnosis_memory(t->diagnosis, &memory);
     double entropy = unigram_entropy(t, err);
     const char *unit = dataset_vocabulary(t->dataset) == 256 ? "byte" : "token";
     log_line("%s", "");
@@ -171,7 +187,8 @@ static void summarize(const struct training *t, struct err *err)
              text_duration(t->seconds).text);
     log_line("  bubble            %.3f measured, %.3f expected from the declared operations",
              t->bubbles / (double)steps, trainer_expected_bubble(t->trainer));
-    log_line("  peak memory       %s on the rank that held most", text_bytes(t->peak_memory).text);
+    log_text(text_string(&memory));
+    log_text(text_string(&findings));
     log_line("  metrics           %s/metrics.jsonl", s->run.output);
     log_line("  resolved input    %s/resolved.nml", s->run.output);
     if (s->checkpoint.directory[0])
@@ -183,6 +200,8 @@ static void summarize(const struct training *t, struct err *err)
     else if (s->checkpoint.directory[0])
         log_line("Next: train on with run.steps=%lld, or evaluate with run.mode=evaluate on any grid.",
                  (long long)(2 * s->run.steps));
+    text_fini(&findings);
+    text_fini(&memory);
 }
 
 static enum exit_code stop_early(const struct training *t, enum stop_reason reason)
@@ -216,15 +235,21 @@ static enum exit_code train(struct training *t, struct err *err)
         t->seconds += step.seconds;
         t->bubbles += step.bubble;
         t->last_loss = step.loss;
-        t->peak_memory = step.peak_memory;
         t->longest_step = fmax(t->longest_step, step.seconds);
         if (number == t->first_step)
             t->first_loss = step.loss;
+        diagnosis_note(t->diagnosis, &step);
         write_step(t, &step);
         show_step(t, &step);
         if (step.skipped)
             log_line("step %lld skipped: %s", (long long)number, step.reason.text);
         bool last = number == t->last_step;
+        if (number == t->first_step + DIAGNOSE_AFTER - 1 && !last) {
+            struct text findings = {0};
+            diagnose_run(t, &findings);
+            log_text(text_string(&findings));
+            text_fini(&findings);
+        }
         if (s->trace.first_step > 0 && (number == s->trace.last_step || (last && trace_is_open()))) {
             if (trainer_write_trace(t->trainer, t->begin, err) < 0)
                 return mode_refuse(err);
@@ -246,6 +271,18 @@ static enum exit_code train(struct training *t, struct err *err)
     return EXIT_DONE;
 }
 
+/* Where a rank would need more memory than &plan memory_gib or its share of the node, what would need less. */
+static void advise_memory(const struct training *t)
+{
+    double node = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    struct text text = {0};
+    if (t->job->world->rank != 0)
+        return;
+    diagnosis_of_memory(t->settings, fmin(planner_memory_limit(t->settings), node / t->job->node_size), &text);
+    log_text(text_string(&text));
+    text_fini(&text);
+}
+
 static int prepare(struct training *t, struct err *err)
 {
     const struct settings *s = t->settings;
@@ -254,8 +291,13 @@ static int prepare(struct training *t, struct err *err)
     if (s->data.validation[0] && mode_open_dataset(t->job, s, s->data.validation, 1, &t->validation, err) < 0)
         return -1;
     struct model model;
-    if (model_create(&model, s, err) < 0 || trainer_create(&t->trainer, t->job, t->settings, &model, true, err) < 0 ||
-        mode_resume(t->job, s, t->trainer, true, t->resumed, err) < 0 || mode_write_resolved(t->job, s, err) < 0)
+    if (model_create(&model, s, err) < 0)
+        return -1;
+    if (trainer_create(&t->trainer, t->job, t->settings, &model, true, err) < 0) {
+        advise_memory(t);
+        return -1;
+    }
+    if (mode_resume(t->job, s, t->trainer, true, t->resumed, err) < 0 || mode_write_resolved(t->job, s, err) < 0)
         return -1;
     t->first_step = trainer_steps_done(t->trainer) + 1;
     t->last_step = s->run.stop_at > 0 ? s->run.stop_at : s->run.steps;
@@ -278,6 +320,7 @@ enum exit_code mode_train(const struct job *job, struct settings *settings)
                  (long long)dataset_tokens(t.dataset), (long long)dataset_samples(t.dataset, settings->model.sequence),
                  t.resumed[0] ? "; from " : "", t.resumed);
         trainer_begin(t.trainer, t.dataset);
+        t.diagnosis = diagnosis_create(t.trainer);
         code = train(&t, &err);
         if (code == EXIT_DONE)
             summarize(&t, &err);
@@ -286,6 +329,7 @@ enum exit_code mode_train(const struct job *job, struct settings *settings)
     metrics_close(t.metrics);
     dataset_close(t.dataset);
     dataset_close(t.validation);
+    diagnosis_destroy(t.diagnosis);
     trainer_destroy(t.trainer);
     return code;
 }

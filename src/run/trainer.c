@@ -159,10 +159,32 @@ static void count_memory(struct trainer *trainer, bool training)
         fatal("the memory counted beforehand is not what the parts need: this is a defect of ppmodel");
 }
 
+/* What the process holds before its arenas, once the libraries behind the device have what they take for themselves at
+ * their first matrix product. */
+static size_t resident_before(const struct trainer *trainer)
+{
+    const struct device *device = trainer->context.device;
+    const int64_t width = 512;
+    const size_t bytes = (size_t)(width * width) * sizeof(float);
+    char *memory = device->allocate(3 * bytes);
+    if (!memory)
+        return 0;
+    device->zero(trainer->context.stream, memory, 3 * bytes);
+    device->linear(trainer->context.stream, ELEMENT_FLOAT32, memory, NULL, memory + bytes, memory + 2 * bytes, NULL,
+                   width, width, width);
+    device->stream_wait(trainer->context.stream);
+    device->release(memory, 3 * bytes);
+    return memory_resident();
+}
+
 static int take_memory(struct trainer *trainer, bool training, struct err *err)
 {
     const struct footprint *memory = &trainer->memory;
+    const double limit = trainer->settings->plan.memory_gib * 0x1p30;
     err->text[0] = 0;
+    if (limit > 0 && (double)footprint_total(memory) > limit)
+        return err_set(err, "%s: needs %s, which is more than &plan memory_gib = %g", error_place(),
+                       text_bytes((double)footprint_total(memory)).text, trainer->settings->plan.memory_gib);
     trainer->weights = take(trainer, memory->weights, "weights", err);
     trainer->computed = take(trainer, memory->computed, "weights for computations", err);
     trainer->activations = take(trainer, memory->arena, "activations", err);
@@ -293,6 +315,7 @@ int trainer_create(struct trainer **out, const struct job *job, struct settings 
     if (agree(job->world, result, err) < 0)
         return -1;
     count_memory(trainer, training);
+    trainer->resident = resident_before(trainer);
     if (agree(job->world, take_memory(trainer, training, err), err) < 0)
         return -1;
     attach(trainer, training);

@@ -18,10 +18,11 @@ struct step_result {
     double gradient_norm; /* before clipping */
     double learning_rate;
     double seconds;
-    double bubble;      /* measured: 1 - busy time / (ranks * time from the step's start to the last backward) */
-    double peak_memory; /* bytes, of the rank that holds most */
-    int stop;           /* the largest of the ranks' requests to stop: enum stop_reason */
-    bool finite;        /* false: nothing was updated, `trouble` says where and what was not finite first */
+    double last_backward; /* seconds from the step's start to the latest rank's last backward */
+    double bubble;        /* measured: 1 - busy time / (ranks * time from the step's start to the last backward) */
+    double peak_memory;   /* bytes, of the rank that holds most */
+    int stop;             /* the largest of the ranks' requests to stop: enum stop_reason */
+    bool finite;          /* false: nothing was updated, `trouble` says where and what was not finite first */
     struct err trouble;
     bool skipped; /* as an outlier: no weight or moment was updated, `reason` says why */
     struct err reason;

@@ -32,6 +32,7 @@ struct trainer {
     struct gradients *gradients;
 
     struct footprint memory;
+    size_t resident; /* bytes of the process before it took that memory, with a matrix product already done */
     float *weights, *gradient_arena, *first_moment, *second_moment;
     char *computed; /* what computations read of the weights: an arena of its own, or the weights themselves */
     char *activations, *queue_scratch, *scratch;
@@ -42,6 +43,7 @@ struct trainer {
     struct dataset *dataset;
     struct sample_order order;
     int64_t step, samples; /* done, consumed */
+    double start;          /* of the last step, clock_seconds() */
     struct outliers outliers;
     double *vector; /* what ranks tell each other in a step */
     int64_t vector_count;

@@ -1,8 +1,8 @@
 #include <math.h>
 #include <string.h>
-#include <sys/resource.h>
 
 #include "base/log.h"
+#include "base/memory.h"
 #include "base/trace.h"
 #include "model/learning_rate.h"
 #include "run/replay.h"
@@ -88,12 +88,6 @@ static struct exchange exchange_of(const struct trainer *trainer)
     return x;
 }
 
-static double peak_memory(void)
-{
-    struct rusage usage;
-    return getrusage(RUSAGE_SELF, &usage) == 0 ? (double)usage.ru_maxrss * 1024 : 0;
-}
-
 /* Updates bucket after bucket, in the order of the next step's forwards; behind each one, where the optimizer is
  * sharded, its weights start on their way. */
 static void update(struct trainer *trainer, double norm, double learning_rate)
@@ -131,7 +125,7 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     const struct settings *s = trainer->settings;
     const struct grid *grid = &trainer->grid;
     const struct batch *batch = &trainer->batches[trainer->present];
-    double start = clock_seconds();
+    double start = trainer->start = clock_seconds();
     *result = (struct step_result){.learning_rate = learning_rate_at(s, trainer->step + 1)};
     error_set_place("rank %d (p%d d%d t%d) step %lld", grid->rank, grid->p, grid->d, grid->t,
                     (long long)trainer->step + 1);
@@ -155,7 +149,7 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     x.losses[grid->d] = sum_losses(trainer, trainer->train.executor, batch);
     x.busy[grid->rank] = ran.busy;
     x.last_backward[grid->rank] = ran.last_backward - start;
-    x.memory[grid->rank] = peak_memory();
+    x.memory[grid->rank] = (double)memory_peak();
     x.stop[grid->rank] = stop;
     control_sum(grid->world, trainer->vector, trainer->vector_count);
 
@@ -172,6 +166,7 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     }
     result->loss = loss * trainer->context.loss_scale;
     result->gradient_norm = sqrt(squares);
+    result->last_backward = last;
     result->bubble = 1 - busy / (grid->size * last);
     result->finite = isfinite(result->loss) && isfinite(result->gradient_norm);
     if (result->finite) {
