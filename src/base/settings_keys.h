@@ -122,8 +122,8 @@ enum {
       "from one sampled text (&generate) to the next; 0: none") \
     K(run, wall_minutes, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "minutes", \
       "stop cleanly, with a checkpoint, before this much time is used; 0: no limit") \
-    K(run, hang_seconds, REAL, "600", ABOVE(0), AT_MOST(1e9), "s", \
-      "no instruction finished anywhere for this long: report where each rank stands, abort")
+    K(run, hang_seconds, REAL, "600", AT_LEAST(0), AT_MOST(1e9), "s", \
+      "no instruction finished anywhere for this long: report where each rank stands, abort; 0: no watch")
 
 #define MODEL_KEYS(K) \
     K(model, family, CHOICE(family), "'gpt2'", 0, 0, "", "kind of model") \

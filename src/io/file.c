@@ -45,6 +45,16 @@ int file_make_folders(const char *path, struct err *err)
     return result;
 }
 
+bool file_exists(const char *path)
+{
+    return access(path, F_OK) == 0;
+}
+
+void file_remove_empty(const char *path)
+{
+    (void)rmdir(path);
+}
+
 char *file_in_memory(struct err *err)
 {
     char *path = copy_text("/dev/shm/ppmodel-XXXXXX");

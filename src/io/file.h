@@ -11,6 +11,10 @@
 /* Makes the folder and those above it where they are missing. */
 int file_make_folders(const char *path, struct err *err);
 
+/* Whether there is something of this name; removes a folder if it is empty. */
+bool file_exists(const char *path);
+void file_remove_empty(const char *path);
+
 /* Makes an empty file in memory (shared memory's file system) and returns its path, owned by the caller, who unlinks it
  * as soon as it is open; NULL on error. */
 char *file_in_memory(struct err *err);

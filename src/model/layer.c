@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/error.h"
+#include "parallel/flight.h"
 
 struct share share_of(int64_t count, int ranks, int rank)
 {
@@ -52,12 +53,14 @@ void context_tensor_sum(const struct context *context, enum element element, voi
         return;
     int64_t *counts = context->tensor_scratch;
     void *scratch = (char *)context->tensor_scratch + counts_bytes(tensor);
+    flight_begin(FLIGHT_TENSOR_SUM);
     if (context->circumstances.sequence_parallel) {
         row_counts(context, counts, rows, width);
         tensor->ops->reduce_scatter(tensor, element, mine, whole, counts, scratch);
     } else {
         tensor->ops->all_reduce(tensor, element, whole, rows * width, scratch);
     }
+    flight_end();
 }
 
 const void *context_tensor_gather(const struct context *context, enum element element, const void *mine, void *whole,
@@ -67,7 +70,9 @@ const void *context_tensor_gather(const struct context *context, enum element el
         return mine;
     int64_t *counts = context->tensor_scratch;
     row_counts(context, counts, rows, width);
+    flight_begin(FLIGHT_TENSOR_SUM);
     context->tensor->ops->all_gather(context->tensor, whole, mine, counts, element_bytes(element));
+    flight_end();
     return whole;
 }
 
@@ -79,7 +84,9 @@ void context_tensor_collect(const struct context *context, float *all, int64_t c
     int64_t *counts = context->tensor_scratch;
     for (int rank = 0; rank < tensor->size; rank++)
         counts[rank] = count;
+    flight_begin(FLIGHT_TENSOR_SUM);
     tensor->ops->all_gather(tensor, all, all + tensor->rank * count, counts, sizeof *all);
+    flight_end();
 }
 
 size_t context_tensor_scratch(const struct communicator *tensor, enum element element, int64_t rows, int64_t width)

@@ -25,9 +25,16 @@ static void comm_close(struct communicator *base)
     free(comm);
 }
 
+/* The rank in the world, for the flight record; MPI itself refuses a rank that there is not. */
+static int peer_of(const struct communicator *base, int rank)
+{
+    return rank >= 0 && rank < base->size ? base->world_ranks[rank] : -1;
+}
+
 static struct transfer *comm_send(struct communicator *base, const void *buffer, size_t bytes, int to, int tag)
 {
     struct transfer *transfer = comm_mpi_transfer(of(base));
+    transfer->peer = peer_of(base, to);
     comm_mpi_post_send(transfer, base->mpi, buffer, bytes, to, tag);
     return transfer;
 }
@@ -35,6 +42,7 @@ static struct transfer *comm_send(struct communicator *base, const void *buffer,
 static struct transfer *comm_receive(struct communicator *base, void *buffer, size_t bytes, int from, int tag)
 {
     struct transfer *transfer = comm_mpi_transfer(of(base));
+    transfer->peer = peer_of(base, from);
     comm_mpi_post_receive(transfer, base->mpi, buffer, bytes, from, tag);
     return transfer;
 }
@@ -85,7 +93,7 @@ struct communicator *comm_mpi_open_beside(MPI_Comm mpi, struct communicator *bes
 
 void comm_mpi_outline_init(struct communicator *outline, int rank, int size)
 {
-    *outline = (struct communicator){.ops = &table, .mpi = MPI_COMM_NULL, .rank = rank, .size = size};
+    *outline = (struct communicator){.ops = &table, .mpi = MPI_COMM_NULL, .rank = rank, .size = size, .flight = -1};
     communicator_list_ranks(outline);
 }
 

@@ -25,6 +25,8 @@ struct transfer {
     struct comm_mpi *comm;
     struct transfer *next; /* in one list at a time: free, or ready to go on */
     int pending;
+    int peer;          /* at the other end of send() or receive(): its rank in the world; else -1 */
+    uint64_t sequence; /* of sums and gatherings: which one of the communicator's this is */
     void (*then)(struct transfer *transfer); /* NULL: the messages under way are the last */
     struct sum sum;                          /* unused by send() and receive() */
 };

@@ -2,6 +2,7 @@
 
 #include "base/memory.h"
 #include "parallel/comm_mpi.h"
+#include "parallel/flight.h"
 #include "parallel/mpi_check.h"
 
 enum {
@@ -85,6 +86,8 @@ struct transfer *comm_mpi_transfer(struct comm_mpi *comm)
     transfer->comm = comm;
     transfer->next = NULL;
     transfer->pending = 0;
+    transfer->peer = -1;
+    transfer->sequence = 0;
     transfer->then = NULL;
     comm->under_way++;
     return transfer;
@@ -213,7 +216,7 @@ bool comm_mpi_test(struct transfer *transfer)
     return true;
 }
 
-void comm_mpi_wait(struct transfer *transfer)
+static void poll_until_done(const struct transfer *transfer)
 {
     int polls = 0;
     while (!is_done(transfer))
@@ -221,5 +224,17 @@ void comm_mpi_wait(struct transfer *transfer)
             polls = 0;
         else
             communicator_pause(&polls);
+}
+
+void comm_mpi_wait(struct transfer *transfer)
+{
+    if (!is_done(transfer)) {
+        if (transfer->peer >= 0)
+            flight_begin_wait(FLIGHT_MESSAGE, transfer->peer, -1, FLIGHT_SUMS, 0);
+        else
+            flight_begin_wait(FLIGHT_SUM, -1, transfer->comm->base.flight, FLIGHT_SUMS, transfer->sequence);
+        poll_until_done(transfer);
+        flight_end();
+    }
     release(transfer);
 }

@@ -4,6 +4,7 @@
 #include "base/memory.h"
 #include "kernels/cpu/cpu_math.h"
 #include "parallel/comm_mpi.h"
+#include "parallel/flight.h"
 
 enum {
     ALIGN = 16,              /* elements: pieces start on cache lines when the vector does */
@@ -67,11 +68,13 @@ static const char *behind(enum element element, const void *elements, int64_t co
     return (const char *)elements + bytes_of(element, count);
 }
 
-/* The first of two tags of a new collective transfer. */
-static int next_tag(struct comm_mpi *comm)
+/* The first of two tags of a new collective transfer, which is counted. */
+static int next_tag(struct transfer *transfer)
 {
+    struct comm_mpi *comm = transfer->comm;
     int number = comm->next_inner;
     comm->next_inner = (number + 1) % TAGS;
+    transfer->sequence = flight_group_begin(comm->base.flight, FLIGHT_SUMS);
     return 2 * number;
 }
 
@@ -125,7 +128,7 @@ struct transfer *comm_mpi_sum_begin(struct communicator *base, enum element elem
     sum->result = result;
     sum->count = count;
     sum->step = piece_step(count, base->size);
-    sum->tag = next_tag(comm);
+    sum->tag = next_tag(transfer);
     struct piece mine = piece_of(sum, base->rank);
     sum->mine = sum->result + bytes_of(element, mine.begin);
     sum->mine_count = mine.count;
@@ -179,7 +182,7 @@ struct transfer *comm_mpi_reduce_scatter_begin(struct communicator *base, enum e
     struct comm_mpi *comm = (struct comm_mpi *)base;
     struct transfer *transfer = comm_mpi_transfer(comm);
     struct sum *sum = &transfer->sum;
-    int rank = base->rank, size = base->size, tag = next_tag(comm);
+    int rank = base->rank, size = base->size, tag = next_tag(transfer);
     sum->element = element;
     sum->mine = mine;
     sum->mine_count = counts[rank];
@@ -205,7 +208,7 @@ struct transfer *comm_mpi_all_gather_begin(struct communicator *base, void *whol
 {
     struct comm_mpi *comm = (struct comm_mpi *)base;
     struct transfer *transfer = comm_mpi_transfer(comm);
-    int rank = base->rank, tag = next_tag(comm);
+    int rank = base->rank, tag = next_tag(transfer);
     size_t mine_bytes = (size_t)counts[rank] * size;
     char *place = whole;
     for (int i = 0; i < base->size; i++) {

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/memory.h"
+#include "parallel/flight.h"
 #include "parallel/mpi_check.h"
 
 enum {
@@ -31,6 +32,24 @@ void communicator_list_ranks(struct communicator *comm)
     comm->one_each->rank_of = rank_of;
 }
 
+/* The ranks' numbers in the world, and a place in the flight record under an id that no other communicator has. */
+static void enter_in_flight_record(struct communicator *comm)
+{
+    static uint32_t opened; /* with rank 0 in it, by this process */
+    MPI_Group group, world;
+    mpi_check(MPI_Comm_group(comm->mpi, &group), "MPI_Comm_group");
+    mpi_check(MPI_Comm_group(MPI_COMM_WORLD, &world), "MPI_Comm_group");
+    comm->world_ranks = allocate((size_t)comm->size, sizeof *comm->world_ranks);
+    mpi_check(
+        MPI_Group_translate_ranks(group, comm->size, communicator_one_each(comm)->rank_of, world, comm->world_ranks),
+        "MPI_Group_translate_ranks");
+    mpi_check(MPI_Group_free(&group), "MPI_Group_free");
+    mpi_check(MPI_Group_free(&world), "MPI_Group_free");
+    uint64_t id = (uint64_t)(comm->world_ranks[0] + 1) << 32 | ++opened;
+    mpi_check(MPI_Bcast(&id, sizeof id, MPI_BYTE, 0, comm->mpi), "MPI_Bcast");
+    comm->flight = flight_group_open(id, comm->size);
+}
+
 void communicator_init(struct communicator *comm, const struct communicator_ops *ops, MPI_Comm mpi)
 {
     comm->ops = ops;
@@ -38,12 +57,16 @@ void communicator_init(struct communicator *comm, const struct communicator_ops 
     mpi_check(MPI_Comm_rank(comm->mpi, &comm->rank), "MPI_Comm_rank");
     mpi_check(MPI_Comm_size(comm->mpi, &comm->size), "MPI_Comm_size");
     communicator_list_ranks(comm);
+    enter_in_flight_record(comm);
 }
 
 void communicator_release(struct communicator *comm)
 {
     mpi_check(MPI_Comm_free(&comm->mpi), "MPI_Comm_free");
+    flight_group_close(comm->flight);
+    free(comm->world_ranks);
     free(comm->one_each);
+    comm->world_ranks = NULL;
     comm->one_each = NULL;
 }
 
@@ -72,13 +95,16 @@ static void finish(struct communicator *comm, int code, MPI_Request *request, co
 {
     mpi_check(code, "%s", what);
     int done = 0, polls = 0;
+    flight_begin_wait(FLIGHT_AGREEMENT, -1, comm->flight, FLIGHT_AGREEMENTS,
+                      flight_group_begin(comm->flight, FLIGHT_AGREEMENTS));
     for (;;) {
         mpi_check(MPI_Test(request, &done, MPI_STATUS_IGNORE), "%s", what);
         if (done)
-            return;
+            break;
         comm->ops->progress(comm);
         communicator_pause(&polls);
     }
+    flight_end();
 }
 
 static void reduce(struct communicator *comm, void *values, int64_t count, MPI_Datatype type, MPI_Op op)

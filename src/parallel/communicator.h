@@ -76,6 +76,8 @@ struct communicator {
     MPI_Comm mpi; /* the same ranks, for control traffic and parallel files */
     int rank, size;
     struct contributions *one_each; /* communicator_one_each() */
+    int *world_ranks;               /* [size] ranks in MPI_COMM_WORLD; NULL: exists on paper */
+    int flight;                     /* its place in the flight record, or -1 */
 };
 
 /* One contribution per rank, in rank order: the usual `who` of a sum over the communicator. Owned by it. */

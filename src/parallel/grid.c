@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "parallel/flight.h"
 #include "parallel/mpi_check.h"
 
 /* The ranks that differ from this one only along the axes in `keep`, in order of their coordinates. */
@@ -38,6 +39,7 @@ void grid_open(struct grid *grid, struct communicator *world, int pipeline, int 
     grid->d = place[1];
     grid->t = place[2];
     error_set_place("rank %d (p%d d%d t%d)", grid->rank, grid->p, grid->d, grid->t);
+    flight_set_place(grid->p, grid->d, grid->t);
 
     const int along_pipeline[3] = {1, 0, 0}, along_data[3] = {0, 1, 0}, along_tensor[3] = {0, 0, 1};
     grid->activations = open_along(grid, cart, along_pipeline);

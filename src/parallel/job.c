@@ -19,7 +19,7 @@ enum {
 
 /* The launcher may end the job without passing on what still stands in a rank's pipe (MPICH's does so now and then), so
  * that it is given time to read the message. */
-static void abort_job(int code)
+void job_abort(int code)
 {
     nanosleep(&(struct timespec){.tv_nsec = MESSAGE_NANOSECONDS}, NULL);
     MPI_Abort(MPI_COMM_WORLD, code);
@@ -38,7 +38,7 @@ void job_begin(int *argc, char ***argv, struct job *job)
 {
     int provided;
     mpi_check(MPI_Init_thread(argc, argv, MPI_THREAD_SERIALIZED, &provided), "MPI_Init_thread");
-    error_set_abort(abort_job);
+    error_set_abort(job_abort);
     mpi_check(MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     mpi_check(MPI_Comm_set_errhandler(MPI_COMM_SELF, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
     job->world = comm_mpi_open(MPI_COMM_WORLD);

@@ -14,6 +14,10 @@ struct job {
  * ending the program, sets fatal()'s abort to MPI_Abort and the place in messages to "rank 5". Collective. */
 void job_begin(int *argc, char ***argv, struct job *job);
 
+/* Ends the job on all ranks with this exit code, once what was written to standard error is through. May be called by
+ * another thread than the main one. */
+void job_abort(int code);
+
 /* Closes the world and ends MPI. Collective. */
 void job_end(struct job *job);
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "base/memory.h"
+#include "parallel/flight.h"
 
 void batch_create(struct batch *batch, const struct batch_shape *shape)
 {
@@ -28,6 +29,7 @@ void batch_read(struct batch *batch, struct dataset *dataset, const struct sampl
                 int64_t end)
 {
     const struct batch_shape *shape = &batch->shape;
+    flight_begin(FLIGHT_READ_BATCH);
     for (int m = 0; m < shape->microbatches; m++) {
         int64_t first = place + ((int64_t)m * shape->data + shape->d) * shape->microbatch_size, count = 0;
         while (count < shape->microbatch_size && first + count < end) {
@@ -44,4 +46,5 @@ void batch_read(struct batch *batch, struct dataset *dataset, const struct sampl
                 fatal("%s", err.text);
         }
     }
+    flight_end();
 }

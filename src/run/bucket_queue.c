@@ -4,6 +4,7 @@
 
 #include "base/memory.h"
 #include "base/trace.h"
+#include "parallel/flight.h"
 #include "plan/footprint.h"
 
 struct request {
@@ -166,9 +167,15 @@ void bucket_queue_progress(struct bucket_queue *queue)
 void bucket_queue_wait_weights(struct bucket_queue *queue, int layer)
 {
     const struct shards *shards = queue->shards;
-    for (int b = shards->layer_first[layer]; b < shards->layer_first[layer + 1]; b++)
-        for (int polls = 0; queue->gathering[shards->buckets[b].first_end]; communicator_pause(&polls))
+    for (int b = shards->layer_first[layer]; b < shards->layer_first[layer + 1]; b++) {
+        const bool *gathering = &queue->gathering[shards->buckets[b].first_end];
+        if (!*gathering)
+            continue;
+        flight_begin_wait(FLIGHT_GATHER_WEIGHTS, -1, queue->data->flight, FLIGHT_SUMS, 0);
+        for (int polls = 0; *gathering; communicator_pause(&polls))
             bucket_queue_progress(queue);
+        flight_end();
+    }
 }
 
 void bucket_queue_drain(struct bucket_queue *queue)

@@ -1,4 +1,5 @@
 #include "base/trace.h"
+#include "parallel/flight.h"
 #include "run/executor_state.h"
 
 /* The tag of what a stage sends: messages of different stages never share one, and those of one stage, which are
@@ -35,6 +36,13 @@ static void finish_send(struct executor *executor, struct local_stage *stage, en
     trace_message(executor, stage, send, kind == MESSAGE_ACTIVATION ? "SEND_ACTIVATION" : "SEND_GRADIENT", TRACE_SEND);
     send->transfer = NULL;
     pool_give(kind == MESSAGE_ACTIVATION ? &stage->outputs : &stage->in_gradients, &send->buffer);
+}
+
+/* The rank of the world that has the stage's neighbour. */
+static int rank_with(const struct executor *executor, int stage)
+{
+    const struct grid *grid = executor->grid;
+    return grid_rank(grid, schedule_rank_of(executor->schedule, stage), grid->d, grid->t);
 }
 
 void executor_progress(void *of)
@@ -80,12 +88,30 @@ void executor_finish_receive(struct executor *executor, struct local_stage *stag
 {
     if (!message->transfer)
         return;
-    /* Sends that complete meanwhile give their buffers back. */
-    for (int polls = 0; !channel(executor, kind)->ops->test(message->transfer); communicator_pause(&polls))
-        executor_progress(executor);
+    const struct communicator_ops *ops = channel(executor, kind)->ops;
+    if (!ops->test(message->transfer)) {
+        bool activation = kind == MESSAGE_ACTIVATION;
+        flight_begin_at(activation ? RECEIVE_ACTIVATION : RECEIVE_GRADIENT, stage->stage, message->microbatch,
+                        rank_with(executor, activation ? stage->stage - 1 : stage->stage + 1), (int64_t)message->bytes);
+        /* Sends that complete meanwhile give their buffers back. */
+        for (int polls = 0; !ops->test(message->transfer); communicator_pause(&polls))
+            executor_progress(executor);
+        flight_end();
+    }
     message->transfer = NULL;
     trace_message(executor, stage, message, kind == MESSAGE_ACTIVATION ? "RECEIVE_ACTIVATION" : "RECEIVE_GRADIENT",
                   TRACE_RECEIVE);
+}
+
+static void wait_for_send(struct executor *executor, struct local_stage *stage, enum message_kind kind,
+                          struct message *send)
+{
+    bool activation = kind == MESSAGE_ACTIVATION;
+    flight_begin_at(activation ? SEND_ACTIVATION : SEND_GRADIENT, stage->stage, send->microbatch,
+                    rank_with(executor, activation ? stage->stage + 1 : stage->stage - 1), (int64_t)send->bytes);
+    channel(executor, kind)->ops->wait(send->transfer);
+    flight_end();
+    finish_send(executor, stage, kind, send);
 }
 
 char *executor_send_buffer(struct executor *executor, struct local_stage *stage, enum message_kind kind)
@@ -100,8 +126,7 @@ char *executor_send_buffer(struct executor *executor, struct local_stage *stage,
         }
         if (!oldest)
             break; /* pool_take says what is wrong */
-        channel(executor, kind)->ops->wait(oldest->transfer);
-        finish_send(executor, stage, kind, oldest);
+        wait_for_send(executor, stage, kind, oldest);
     }
     return pool_take(pool, "messages to be sent");
 }
@@ -134,9 +159,7 @@ void executor_finish_sends(struct executor *executor)
         for (int kind = 0; kind < MESSAGE_KINDS; kind++)
             for (int i = 0; i < SEND_SLOTS; i++) {
                 struct message *send = &executor->stages[chunk].sends[kind][i];
-                if (!send->transfer)
-                    continue;
-                channel(executor, kind)->ops->wait(send->transfer);
-                finish_send(executor, &executor->stages[chunk], kind, send);
+                if (send->transfer)
+                    wait_for_send(executor, &executor->stages[chunk], kind, send);
             }
 }

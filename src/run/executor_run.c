@@ -1,4 +1,5 @@
 #include "base/trace.h"
+#include "parallel/flight.h"
 #include "run/executor_state.h"
 
 static struct stage_run run_of(struct executor *executor, const struct local_stage *stage, int microbatch)
@@ -196,6 +197,20 @@ static void open_pools(const struct executor *executor, bool open)
     }
 }
 
+/* Receives were posted ahead, and the optimizer step is the caller's. */
+static bool is_worked_on(const struct instruction *item)
+{
+    return item->op != RECEIVE_ACTIVATION && item->op != RECEIVE_GRADIENT && item->op != OPTIMIZER_STEP;
+}
+
+/* The rank of the world at the other end of a message that the instruction starts, or -1. */
+static int peer_of(const struct executor *executor, const struct instruction *item)
+{
+    const struct grid *grid = executor->grid;
+    bool sends = item->op == SEND_ACTIVATION || item->op == SEND_GRADIENT;
+    return sends ? grid_rank(grid, item->peer, grid->d, grid->t) : -1;
+}
+
 void executor_run(struct executor *executor, const struct executor_step *step, struct executor_result *result)
 {
     executor->step = step;
@@ -215,6 +230,9 @@ void executor_run(struct executor *executor, const struct executor_step *step, s
         for (int chunk = 0; chunk < executor->schedule->chunks; chunk++)
             for (int kind = 0; kind < MESSAGE_KINDS; kind++)
                 executor_post_receives(executor, &executor->stages[chunk], kind);
+        if (!is_worked_on(item))
+            continue;
+        flight_begin_at((int)item->op, item->stage, item->microbatch, peer_of(executor, item), -1);
         switch (item->op) {
         case FORWARD:
         case BACKWARD:
@@ -235,11 +253,12 @@ void executor_run(struct executor *executor, const struct executor_step *step, s
             if (step->stage_done)
                 step->stage_done(step->of, item->stage);
             break;
-        case RECEIVE_ACTIVATION: /* posted ahead */
+        case RECEIVE_ACTIVATION:
         case RECEIVE_GRADIENT:
-        case OPTIMIZER_STEP: /* the caller's */
+        case OPTIMIZER_STEP:
             break;
         }
+        flight_end();
     }
     error_set_activity(NULL);
     if (!begun && step->between)

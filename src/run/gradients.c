@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "parallel/flight.h"
 #include "plan/footprint.h"
 
 /* A tied weight of which this rank holds at least one end. */
@@ -257,9 +258,11 @@ static void sum_ties(struct gradients *gradients)
 
 void gradients_finish(struct gradients *gradients)
 {
+    flight_begin(FLIGHT_SUM_GRADIENTS);
     bucket_queue_drain(gradients->queue);
     sum_partial(gradients);
     sum_ties(gradients);
+    flight_end();
 }
 
 /* Whether this rank and its data ranks answer for the share's squares. */

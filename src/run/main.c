@@ -6,9 +6,11 @@
 #include "base/log.h"
 #include "base/memory.h"
 #include "io/checkpoint.h"
+#include "io/file.h"
 #include "io/h5.h"
 #include "kernels/kernels.h"
 #include "parallel/agree.h"
+#include "parallel/watchdog.h"
 #include "run/check.h"
 #include "run/input_file.h"
 #include "run/modes.h"
@@ -75,13 +77,26 @@ static int read_settings(const struct job *job, char **arguments, int count, str
     return result;
 }
 
+/* Under the watchdog. */
+static enum exit_code run_watched(const struct job *job, struct settings *settings)
+{
+    struct err err;
+    bool is_new = job->world->rank == 0 && !file_exists(settings->run.output);
+    if (mode_watch(job, settings, &err) < 0)
+        return mode_refuse(&err);
+    enum exit_code code = settings->run.mode == MODE_TRAIN ? mode_train(job, settings) : mode_evaluate(job, settings);
+    watchdog_close(job);
+    if (code == EXIT_BAD_INPUT && is_new) /* such a run leaves nothing */
+        file_remove_empty(settings->run.output);
+    return code;
+}
+
 static enum exit_code run_mode(const struct job *job, struct settings *settings)
 {
     switch (settings->run.mode) {
     case MODE_TRAIN:
-        return mode_train(job, settings);
     case MODE_EVALUATE:
-        return mode_evaluate(job, settings);
+        return run_watched(job, settings);
     case MODE_PLAN:
         return mode_plan(job, settings);
     case MODE_BENCH:

@@ -11,6 +11,7 @@
 #include "io/dataset.h"
 #include "model/family.h"
 #include "parallel/agree.h"
+#include "parallel/flight.h"
 #include "plan/machine.h"
 #include "plan/planner.h"
 #include "run/diagnosis.h"
@@ -172,7 +173,9 @@ static void summarize(const struct training *t, struct err *err)
     if (t->job->world->rank != 0)
         return;
     diagnosis_memory(t->diagnosis, &memory);
+    flight_begin(FLIGHT_SUMMARIZE);
     double entropy = unigram_entropy(t, err);
+    flight_end();
     const char *unit = dataset_vocabulary(t->dataset) == 256 ? "byte" : "token";
     log_line("%s", "");
     log_line("Summary of steps %lld to %lld", (long long)t->first_step, (long long)trainer_steps_done(t->trainer));

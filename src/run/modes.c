@@ -10,6 +10,8 @@
 #include "io/dataset.h"
 #include "io/file.h"
 #include "parallel/agree.h"
+#include "parallel/flight.h"
+#include "parallel/watchdog.h"
 #include "run/trainer.h"
 
 enum exit_code mode_refuse(const struct err *err)
@@ -29,6 +31,14 @@ int mode_write_text(const struct settings *settings, const char *name, const str
         result = err_set(err, "cannot write %s: %s", text_string(&path), strerror(errno));
     text_fini(&path);
     return result;
+}
+
+int mode_watch(const struct job *job, const struct settings *settings, struct err *err)
+{
+    int result = job->world->rank == 0 ? file_make_folders(settings->run.output, err) : 0;
+    if (agree(job->world, result, err) < 0)
+        return -1;
+    return watchdog_open(job, settings->run.output, settings->run.hang_seconds, err);
 }
 
 int mode_write_resolved(const struct job *job, const struct settings *settings, struct err *err)
@@ -57,7 +67,10 @@ int mode_threads(const struct job *job, const struct settings *settings)
 int mode_open_dataset(const struct job *job, const struct settings *settings, const char *path, int64_t samples,
                       struct dataset **dataset, struct err *err)
 {
-    if (dataset_open(dataset, job->world, path, err) < 0)
+    flight_begin(FLIGHT_OPEN_DATASET);
+    int opened = dataset_open(dataset, job->world, path, err);
+    flight_end();
+    if (opened < 0)
         return -1;
     int64_t vocabulary = dataset_vocabulary(*dataset), sequence = settings->model.sequence;
     int64_t have = dataset_samples(*dataset, sequence);

@@ -17,6 +17,9 @@ enum exit_code mode_plan(const struct job *job, struct settings *settings);
 /* Prints the error once and returns EXIT_BAD_INPUT. */
 enum exit_code mode_refuse(const struct err *err);
 
+/* Makes &run output and starts the watchdog there. Collective. */
+int mode_watch(const struct job *job, const struct settings *settings, struct err *err);
+
 /* Makes &run output and writes resolved.nml there. Collective. */
 int mode_write_resolved(const struct job *job, const struct settings *settings, struct err *err);
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "parallel/flight.h"
 
 /* What a tensor is to its layer. */
 enum role {
@@ -307,12 +308,14 @@ void replay_step(struct trainer *trainer, double *squares, const double *losses,
     struct executor_result ran;
     /* What the failed step has left of gradients must not be taken for the replay's. */
     trainer->context.device->zero(trainer->context.stream, trainer->gradient_arena, trainer->memory.gradients);
+    flight_begin(FLIGHT_REPLAY);
     executor_run(trainer->train.executor, &run, &ran);
     gradients_finish(trainer->gradients);
     gradients_squares(trainer->gradients, squares);
     control_sum(trainer->grid.world, squares, (int64_t)trainer->parameters.logical_count * trainer->grid.tensor);
     struct err sum = bad_gradient(trainer, squares);
     bool found = agree_on_first(&replay, trouble);
+    flight_end();
     if (!found && sum.text[0])
         err_set(trouble, "step %lld: %.500s is not finite as a sum over ranks, though all that it adds up is", number,
                 sum.text);

@@ -3,6 +3,7 @@
 
 #include "base/memory.h"
 #include "parallel/agree.h"
+#include "parallel/flight.h"
 #include "pipeline/generate.h"
 #include "plan/balance.h"
 #include "plan/program.h"
@@ -272,7 +273,7 @@ static int create(struct trainer *trainer, struct settings *settings, const stru
     return 0;
 }
 
-int trainer_create(struct trainer **out, const struct job *job, struct settings *settings, const struct model *model,
+static int prepare(struct trainer **out, const struct job *job, struct settings *settings, const struct model *model,
                    bool training, struct err *err)
 {
     struct trainer *trainer = allocate(1, sizeof *trainer);
@@ -323,6 +324,15 @@ int trainer_create(struct trainer **out, const struct job *job, struct settings 
     initialize(trainer);
     trainer_convert(trainer);
     return 0;
+}
+
+int trainer_create(struct trainer **out, const struct job *job, struct settings *settings, const struct model *model,
+                   bool training, struct err *err)
+{
+    flight_begin(FLIGHT_PREPARE);
+    int result = prepare(out, job, settings, model, training, err);
+    flight_end();
+    return result;
 }
 
 void trainer_convert(struct trainer *trainer)

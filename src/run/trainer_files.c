@@ -7,6 +7,7 @@
 #include "base/memory.h"
 #include "base/trace.h"
 #include "parallel/agree.h"
+#include "parallel/flight.h"
 #include "run/snapshot.h"
 #include "run/trainer_state.h"
 #include "version.h"
@@ -33,8 +34,10 @@ int trainer_load(struct trainer *trainer, const char *path, bool whole, struct e
     int count = trees_of(trainer, whole, false, trees);
     snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->shards, &trainer->grid, trees, count);
     double begin = clock_seconds();
+    flight_begin(FLIGHT_CHECKPOINT_READ);
     int result = checkpoint_read(trainer->grid.world, path, whole ? &info : NULL, snapshot.tensors,
                                  snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
+    flight_end();
     if (result == 0)
         log_line("loaded       %s, %s in %s", path,
                  text_bytes((double)parameters_total(&trainer->model) * sizeof(float) * count).text,
@@ -74,6 +77,7 @@ int trainer_save(struct trainer *trainer, struct err *err)
                                    .dataset = copy_text(s->data.train),
                                    .code = copy_text(PPMODEL_VERSION)};
     error_set_activity("CHECKPOINT");
+    flight_begin(FLIGHT_CHECKPOINT_WRITE);
     double begin = clock_seconds();
     int result = checkpoint_write(trainer->grid.world, s->checkpoint.directory, &info, snapshot.tensors,
                                   snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
@@ -84,6 +88,7 @@ int trainer_save(struct trainer *trainer, struct err *err)
     if (result == 0)
         result = checkpoint_prune(trainer->grid.world, s->checkpoint.directory, s->checkpoint.keep,
                                   s->checkpoint.keep_every, err);
+    flight_end();
     error_set_activity(NULL);
     checkpoint_info_fini(&info);
     text_fini(&input);
@@ -98,8 +103,10 @@ uint64_t trainer_digest(struct trainer *trainer)
     bucket_queue_drain(trainer->queue); /* the weights are complete */
     int count = trees_of(trainer, false, false, &tree);
     snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->shards, &trainer->grid, &tree, count);
+    flight_begin(FLIGHT_DIGEST);
     uint64_t digest = checkpoint_digest_memory(trainer->grid.world, snapshot.tensors, snapshot.tensor_count,
                                                snapshot.parts, snapshot.part_count);
+    flight_end();
     snapshot_destroy(&snapshot);
     return digest;
 }
@@ -140,8 +147,10 @@ int trainer_write_trace(struct trainer *trainer, double origin, struct err *err)
     char name[64];
     snprintf(name, sizeof name, "rank %d (p%d d%d t%d)", grid->rank, grid->p, grid->d, grid->t);
     struct text mine = {0};
+    flight_begin(FLIGHT_WRITE_TRACE);
     trace_print(&mine, grid->rank, name, origin);
     int result = write_texts(trainer, &mine, err);
+    flight_end();
     text_fini(&mine);
     return result;
 }

@@ -5,6 +5,7 @@
 #include "base/memory.h"
 #include "base/trace.h"
 #include "model/learning_rate.h"
+#include "parallel/flight.h"
 #include "run/replay.h"
 #include "run/trainer_state.h"
 
@@ -105,6 +106,7 @@ static void update(struct trainer *trainer, double norm, double learning_rate)
                                 .scale = clip};
     const struct device *device = trainer->context.device;
     const struct shards *shards = &trainer->shards;
+    flight_begin(FLIGHT_UPDATE_WEIGHTS);
     for (int b = 0; b < shards->bucket_count; b++) {
         const struct bucket *bucket = &shards->buckets[b];
         if (bucket->first_end != b)
@@ -118,6 +120,7 @@ static void update(struct trainer *trainer, double norm, double learning_rate)
         bucket_queue_gather(trainer->queue, b);
     }
     device->stream_wait(trainer->context.stream);
+    flight_end();
 }
 
 void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
@@ -129,6 +132,7 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     *result = (struct step_result){.learning_rate = learning_rate_at(s, trainer->step + 1)};
     error_set_place("rank %d (p%d d%d t%d) step %lld", grid->rank, grid->p, grid->d, grid->t,
                     (long long)trainer->step + 1);
+    flight_step(trainer->step + 1);
 
     struct executor_step run = {.number = trainer->step + 1,
                                 .sequences = batch->sequences,
@@ -142,6 +146,7 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     executor_run(trainer->train.executor, &run, &ran);
 
     error_set_activity("OPTIMIZER_STEP");
+    flight_begin(OPTIMIZER_STEP);
     gradients_finish(trainer->gradients);
     memset(trainer->vector, 0, (size_t)trainer->vector_count * sizeof *trainer->vector);
     struct exchange x = exchange_of(trainer);
@@ -151,7 +156,9 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     x.last_backward[grid->rank] = ran.last_backward - start;
     x.memory[grid->rank] = (double)memory_peak();
     x.stop[grid->rank] = stop;
+    flight_begin(FLIGHT_NORM_AGREEMENT);
     control_sum(grid->world, trainer->vector, trainer->vector_count);
+    flight_end();
 
     double squares = 0, loss = 0, busy = 0, last = 0;
     for (int64_t i = 0; i < (int64_t)trainer->parameters.logical_count * grid->tensor; i++)
@@ -181,6 +188,7 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     } else {
         replay_step(trainer, x.squares, x.losses, &result->trouble);
     }
+    flight_end();
     error_set_activity(NULL);
     result->seconds = clock_seconds() - start;
 }
@@ -193,6 +201,7 @@ double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_
     const int64_t at_once = trainer->settings->pipeline.global_batch;
     if (trainer->queue)
         bucket_queue_drain(trainer->queue);
+    flight_begin(FLIGHT_EVALUATE);
     double sum = 0;
     for (int64_t place = 0; place < samples; place += at_once) {
         batch_read(batch, dataset, &order, place, samples);
@@ -205,6 +214,7 @@ double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_
     memset(trainer->vector, 0, (size_t)grid->data * sizeof *trainer->vector);
     trainer->vector[grid->d] = sum;
     control_sum(grid->world, trainer->vector, grid->data);
+    flight_end();
     double total = 0;
     for (int d = 0; d < grid->data; d++)
         total += trainer->vector[d];
