@@ -77,7 +77,7 @@ def parse_record(data, names):
         return None
     found = Rank(rank, f"{run:016x}", ranks, wall, host.split(b"\0")[0].decode(), process,
                  (p, d, t) if p >= 0 else None, step)
-    found.address = address
+    found.address, found.names = address, names
     at = HEAD.size
     found.groups = [Group(*GROUP.unpack_from(data, at + i * GROUP.size)) for i in range(min(group_count, GROUPS))]
     at += GROUPS * GROUP.size

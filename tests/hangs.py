@@ -2,30 +2,22 @@
 """Hangs: a rank that is stopped in the midst of an instruction, one whose computation does not end, and lost messages.
 Each time the job ends with code 5 in time, and the report names the rank, what it does and who waits for it. What it
 does is read from its memory, once it stands still. TAP."""
-import contextlib
 import ctypes
 import glob
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
 
+import live
 import tap
 import tiny
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "jobs"))
-sys.dont_write_bytecode = True
-import flight  # noqa: E402
-
 HANG_SECONDS = 2
 END_SECONDS = HANG_SECONDS + 5  # from the stop to the end of the job
-START_SECONDS = 60
-PROGRAM = tap.program("ppmodel")
 LOSSY = tap.program("tests/lossy")
-FLIGHT = flight.__file__
+FLIGHT = live.flight.__file__
 
 LARGER = ["model.hidden=128", "model.sequence=64", "run.steps=1000000", f"run.hang_seconds={HANG_SECONDS}"]
 PIPELINE = ["grid.pipeline=2", "pipeline.schedule=zb-h1"]
@@ -48,85 +40,6 @@ CASES = [
 ]
 
 
-class Job:
-    """A job that trains; its ranks are known once they have made their records."""
-
-    def __init__(self, folder, name, ranks, *overrides, program=PROGRAM, **environment):
-        self.folder, self.ranks = os.path.join(folder, name), ranks
-        words = ["mpiexec.mpich" if shutil.which("mpiexec.mpich") else "mpiexec"]
-        words = os.environ.get("MPIEXEC", "").split() or words
-        words += [os.environ.get("MPIEXEC_NP") or "-n", str(ranks), program, "in.nml", *LARGER, f"run.output={name}",
-                  f"checkpoint.directory={name}/checkpoints", *overrides]
-        self.process = subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.PIPE, text=True,
-                                        env={**os.environ, "OMP_NUM_THREADS": "1", **environment})
-
-    def record(self, rank):
-        """The record of a rank, as it stands in its file."""
-        return flight.read_record(os.path.join(self.folder, f"flight-{rank}.record"))
-
-    def wait_for_steps(self):
-        """Until training goes on; false: it does not."""
-        metrics, end = os.path.join(self.folder, "metrics.jsonl"), time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self.process.poll() is None:
-            with contextlib.suppress(OSError):
-                if os.path.getsize(metrics) > 0:
-                    return True
-            time.sleep(0.02)
-        return False
-
-    def end(self, seconds=END_SECONDS + 20):
-        """Waits for the end of the job; its exit code and messages."""
-        try:
-            errors = self.process.communicate(timeout=seconds)[1]
-        except subprocess.TimeoutExpired:
-            self.process.terminate()
-            errors = self.process.communicate()[1] + "\nit had to be ended"
-        return self.process.returncode, errors
-
-
-class Victim:
-    """One rank's process and its record in its memory."""
-
-    def __init__(self, job, rank):
-        found = job.record(rank)
-        self.process, self.address = found.process, found.address
-        self.names = [entry for entry in open(os.path.join(job.folder, f"flight-{rank}.record"), "rb").read()
-                      [flight.SIZE:].decode().split("\n") if entry]
-        self.memory = open(f"/proc/{self.process}/mem", "rb", buffering=0)
-
-    def look(self):
-        self.memory.seek(self.address)
-        return flight.parse_record(self.memory.read(flight.SIZE), self.names)
-
-    def is_in(self, instruction):
-        return any(entry["name"] == instruction for entry in self.look().open)
-
-    def catch(self, instruction, stop, go_on):
-        """Stops it within the instruction; what it does then, or None."""
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end:
-            if not self.is_in(instruction):
-                continue
-            stop(self.process)
-            if self.is_in(instruction):
-                return self.look()
-            go_on(self.process)
-        return None
-
-
-def stop_process(process):
-    os.kill(process, signal.SIGSTOP)
-    while True:
-        with open(f"/proc/{process}/stat", encoding="ascii") as file:
-            if file.read().rsplit(")", 1)[1].split()[0] in "Tt":
-                return
-
-
-def go_on_process(process):
-    os.kill(process, signal.SIGCONT)
-
-
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 PTRACE_DETACH, PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 17, 0x4206, 0x4207, 0x40000000
@@ -145,14 +58,14 @@ def go_on_main_thread(process):
 
 def check_end(job, begin, name):
     """The messages of a job that must end with code 5 in time."""
-    code, errors = job.end()
+    found = job.end(END_SECONDS + 20)
     seconds = time.monotonic() - begin
-    tap.is_equal(code, 5, f"{name}: exit code 5")
+    tap.is_equal(found.code, 5, f"{name}: exit code 5")
     if not tap.ok(seconds <= END_SECONDS, f"{name}: within hang_seconds + 5 s"):
         tap.note(f"{seconds:.1f} s")
-    if not tap.ok(errors.count("error: hang:") == 1, f"{name}: one report"):
-        tap.note(errors)
-    return errors
+    if not tap.ok(found.errors.count("error: hang:") == 1, f"{name}: one report"):
+        tap.note(found.errors)
+    return found.errors
 
 
 def check_stuck(folder, case, stop, go_on, verdict, name):
@@ -161,11 +74,11 @@ def check_stuck(folder, case, stop, go_on, verdict, name):
     for left in ("flight-0.record", f"flight-{ranks}.record", "flight-0.json", f"flight-{ranks}.json", "flight.lock"):
         with open(os.path.join(folder, name, left), "w", encoding="ascii") as file:
             file.write("of an earlier run")
-    job = Job(folder, name, ranks, *overrides)
+    job = live.Job(folder, name, ranks, *LARGER, *overrides)
     if not tap.ok(job.wait_for_steps(), f"{name}: it trains"):
-        tap.note(job.end(0)[1])
+        tap.note(job.end(0).errors)
         return
-    found = Victim(job, rank).catch(instruction, stop, go_on)
+    found = live.Victim(job, rank).catch(instruction, stop, go_on)
     begin = time.monotonic()
     tap.ok(found, f"{name}: caught in it")
     errors = check_end(job, begin, name)
@@ -197,16 +110,16 @@ def check_files(job, ranks, rank, found, name):
 
 def check_lost(folder, name, ranks, words, lost, expected):
     """The message that `lost` names goes nowhere."""
-    job = Job(folder, name, ranks, *words, program=LOSSY, LOSE_MESSAGE=lost)
-    code, errors = job.end(START_SECONDS)
-    tap.is_equal(code, 5, f"{name}: exit code 5")
-    if not tap.ok(all(re.search(part, errors) for part in expected), f"{name}: told"):
-        tap.note(errors)
+    job = live.Job(folder, name, ranks, *LARGER, *words, program=LOSSY, LOSE_MESSAGE=lost)
+    found = job.end()
+    tap.is_equal(found.code, 5, f"{name}: exit code 5")
+    if not tap.ok(all(re.search(part, found.errors) for part in expected), f"{name}: told"):
+        tap.note(found.errors)
 
 
 def check_killed(folder):
     """All processes are killed: what the records hold is readable."""
-    job = Job(folder, "killed", 2, *PIPELINE)
+    job = live.Job(folder, "killed", 2, *LARGER, *PIPELINE)
     tap.ok(job.wait_for_steps(), "killed: it trains")
     time.sleep(2)
     processes = [job.record(rank).process for rank in range(2)] + [job.process.pid]
@@ -229,10 +142,11 @@ def main():
     with tap.scratch_folder() as folder:
         tiny.prepare(folder)
         for case in CASES:
-            check_stuck(folder, case, stop_process, go_on_process,
+            check_stuck(folder, case, live.stop_process, live.go_on_process,
                         r"is stopped or dead, without a sign of life for \d\.\d s, in", f"stopped in {case[0]}")
         case = ("FORWARD", 0, 2, PIPELINE)
-        check_stuck(folder, case, stop_main_thread, go_on_main_thread, "does not come to an end with", "an endless FORWARD")
+        check_stuck(folder, case, stop_main_thread, go_on_main_thread, "does not come to an end with",
+                    "an endless FORWARD")
         check_lost(folder, "a lost activation", 2, ["grid.pipeline=2", UNTIED], "0:11",
                    ["deadlock: rank 0 .* waits for rank 1 .* waits for rank 0",
                     "a message is lost: rank 0 did SEND_ACTIVATION stage 0 microbatch 2 to rank 1"])

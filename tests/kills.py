@@ -81,27 +81,30 @@ class Training:
     def start(self):
         self.left_behind = self.partial()
         ranks, words = random.choice(self.grids)
-        launcher = [*os.environ.get("MPIEXEC", "mpiexec.mpich").split(), os.environ.get("MPIEXEC_NP") or "-n", str(ranks)]
+        launcher = os.environ.get("MPIEXEC", "mpiexec.mpich").split() + [os.environ.get("MPIEXEC_NP") or "-n"]
         return subprocess.Popen(
-            [*launcher, PROGRAM, "in.nml", self.mark, f"checkpoint.directory={self.checkpoints}", *self.words, *words],
+            [*launcher, str(ranks), PROGRAM, "in.nml", self.mark, f"checkpoint.directory={self.checkpoints}", *self.words, *words],
             cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     def wait_for_moment(self, job):
-        """Until the moment of the next kill: in the start-up, in training or while a checkpoint is written."""
+        """Until the moment of the next kill, in the start-up, in training or while a checkpoint is written: the
+        ranks."""
         end, kind = time.monotonic() + LIFE_SECONDS, random.choice(["start", "train", "write", "write"])
         if kind == "start":
             time.sleep(random.uniform(0, 0.6))
-            return
+            return self.ranks()
         target = self.newest() + random.randint(0 if kind == "write" else 1, STEPS_PER_LIFE - 2)
-        while job.poll() is None and time.monotonic() < end:
-            if self.newest() >= target and (kind == "train" or self.is_writing()):
-                time.sleep(random.uniform(0, 0.03 if kind == "train" else 0.004))
-                return
+        while self.newest() < target and job.poll() is None and time.monotonic() < end:
+            time.sleep(0.001)
+        ranks = self.ranks()  # looking for them takes longer than writing
+        while kind == "write" and not self.is_writing() and job.poll() is None and time.monotonic() < end:
+            pass
+        time.sleep(random.uniform(0, 0.03 if kind == "train" else 0.004))
+        return ranks
 
-    def kill(self, job):
+    def kill(self, job, ranks):
         """Kills a rank or the launcher; in the end no rank is left. Whether a checkpoint was being written."""
-        ranks = self.ranks()
         whom = random.choice(ranks) if ranks and random.random() < 0.8 else job.pid
         try:
             os.kill(whom, signal.SIGKILL)
@@ -129,8 +132,7 @@ def check(folder, name, kills, grids, every):
     for _ in range(kills):
         before = training.newest()
         job = training.start()
-        training.wait_for_moment(job)
-        writing += training.kill(job)
+        writing += training.kill(job, training.wait_for_moment(job))
         codes.add(job.returncode)
         left += training.ranks()
         files = [file for file in training.names() if file.endswith(".h5")]

@@ -238,11 +238,11 @@ static void check(const struct job *job, const char *dataset_path, const struct 
     struct step_result step;
     bool finite = true;
     for (int i = 0; i < BAD_STEP; i++) {
-        trainer_step(trainer, 0, &step);
+        trainer_step(trainer, NULL, NULL, &step);
         finite = finite && step.finite;
     }
     uint64_t digest = trainer_digest(trainer);
-    trainer_step(trainer, 0, &step);
+    trainer_step(trainer, NULL, NULL, &step);
     ok(finite && !step.finite && trainer_steps_done(trainer) == BAD_STEP, "%s: the step ends the training", what->name);
     is_text(step.trouble.text, expected(what->setting).text, "%s: %s", what->name, step.trouble.text);
     ok(trainer_digest(trainer) == digest, "%s: no weight has changed", what->name);

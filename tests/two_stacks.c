@@ -135,7 +135,7 @@ static int train(const struct job *job, struct settings *settings, struct traine
     bool finite = true;
     for (int64_t step = 0; step < settings->run.steps && finite; step++) {
         struct step_result result;
-        trainer_step(trainer, 0, &result);
+        trainer_step(trainer, NULL, NULL, &result);
         out->losses[step] = result.loss;
         out->norms[step] = result.gradient_norm;
         finite = result.finite;

@@ -93,6 +93,8 @@ static enum exit_code run_watched(const struct job *job, struct settings *settin
 
 static enum exit_code run_mode(const struct job *job, struct settings *settings)
 {
+    if (settings->run.mode != MODE_TRAIN)
+        stop_close();
     switch (settings->run.mode) {
     case MODE_TRAIN:
     case MODE_EVALUATE:
@@ -147,6 +149,8 @@ int main(int argc, char **argv)
     stop_open();
     struct job job;
     job_begin(&argc, &argv, &job);
+    if (job.world->rank == 0)
+        stop_speak();
     enum exit_code code = EXIT_BAD_INPUT;
     if (argc < 2 || argv[1][0] == '-') {
         if (job.world->rank == 0)

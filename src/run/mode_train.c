@@ -35,8 +35,8 @@ struct training {
     int64_t first_step, last_step; /* of this run */
     double begin, seconds;         /* when the first step began; time in steps */
     double first_loss, last_loss, validation_loss;
-    double bubbles;                    /* sum over steps */
-    double longest_step, longest_save; /* seconds, so far */
+    double bubbles;                                        /* sum over steps */
+    double longest_step, longest_evaluation, longest_save; /* seconds, so far */
 };
 
 static int64_t tokens_per_step(const struct settings *settings)
@@ -103,7 +103,9 @@ static void evaluate(struct training *t)
     int64_t samples = dataset_samples(t->validation, s->model.sequence), batches = s->run.evaluate_batches;
     if (batches > 0 && batches <= samples / s->pipeline.global_batch)
         samples = batches * s->pipeline.global_batch;
+    double evaluation_begin = clock_seconds();
     t->validation_loss = trainer_evaluate(t->trainer, t->validation, samples);
+    t->longest_evaluation = fmax(t->longest_evaluation, clock_seconds() - evaluation_begin);
     if (isfinite(t->validation_loss))
         log_line("step %lld  validation loss %.4f  (%lld samples)", (long long)trainer_steps_done(t->trainer),
                  t->validation_loss, (long long)samples);
@@ -218,6 +220,16 @@ static enum exit_code stop_early(const struct training *t, enum stop_reason reas
     return EXIT_STOPPED;
 }
 
+/* This rank's request to stop behind the step under way. */
+static int request_stop(void *of)
+{
+    const struct training *t = of;
+    const int64_t number = trainer_steps_done(t->trainer) + 1, every = t->settings->run.evaluate_every;
+    const int evaluations = at(number, every) + at(number + 1, every);
+    return (int)stop_requested(t->settings, t->job->world->rank,
+                               2 * t->longest_step + 2 * t->longest_save + evaluations * t->longest_evaluation);
+}
+
 /* The steps. EXIT_DONE, or the code to end with. */
 static enum exit_code train(struct training *t, struct err *err)
 {
@@ -229,8 +241,7 @@ static enum exit_code train(struct training *t, struct err *err)
         if (traced && !trace_is_open())
             trace_open(TRACE_CAPACITY);
         struct step_result step;
-        enum stop_reason request = stop_requested(s, t->job->world->rank, 2 * t->longest_step + 2 * t->longest_save);
-        trainer_step(t->trainer, (int)request, &step);
+        trainer_step(t->trainer, request_stop, t, &step);
         if (!step.finite) {
             log_error("%s; no weight was changed", step.trouble.text);
             return EXIT_NONFINITE;
@@ -270,6 +281,8 @@ static enum exit_code train(struct training *t, struct err *err)
         }
         if (step.stop && !last)
             return stop_early(t, (enum stop_reason)step.stop);
+        if (step.stop && t->job->world->rank == 0)
+            stop_done(s, (enum stop_reason)step.stop);
     }
     return EXIT_DONE;
 }

@@ -1,20 +1,35 @@
 #include "run/stop.h"
 
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/trace.h"
 
-static volatile sig_atomic_t signalled;
+#define SAME_SECONDS 1.0 /* signals so close together are one request: launchers pass on what each rank got itself */
+
+static volatile sig_atomic_t signalled, speaks;
+static struct timespec first_signal; /* written before `signalled` is */
 static double begin;
 
+/* Only what may be called in a signal handler. */
 static void on_signal(int number)
 {
-    if (signalled) {
-        signal(number, SIG_DFL);
-        raise(number);
+    static const char message[] = "ppmodel: a second signal: ended at once, without another checkpoint\n";
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!signalled) {
+        first_signal = now;
+        signalled = 1;
+        return;
     }
-    signalled = 1;
+    double since = (double)(now.tv_sec - first_signal.tv_sec) + 1e-9 * (double)(now.tv_nsec - first_signal.tv_nsec);
+    if (since < SAME_SECONDS)
+        return;
+    if (speaks && write(STDERR_FILENO, message, sizeof message - 1) < 0)
+        speaks = 0; /* nobody listens */
+    signal(number, SIG_DFL);
+    raise(number);
 }
 
 void stop_open(void)
@@ -24,6 +39,19 @@ void stop_open(void)
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGUSR1, &action, NULL);
     begin = clock_seconds();
+}
+
+void stop_speak(void)
+{
+    speaks = 1;
+}
+
+void stop_close(void)
+{
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGUSR1, SIG_DFL);
+    if (signalled)
+        raise(SIGTERM);
 }
 
 static struct text stop_file(const struct settings *settings)

@@ -49,8 +49,9 @@ int trainer_save(struct trainer *trainer, struct err *err);
 /* Which dataset the steps read; reads the first batch. */
 void trainer_begin(struct trainer *trainer, struct dataset *dataset);
 
-/* Runs the next optimizer step; `stop` is this rank's request to stop, which the ranks agree on. Collective. */
-void trainer_step(struct trainer *trainer, int stop, struct step_result *result);
+/* Runs the next optimizer step; stop(of), asked late in the step, is this rank's request to stop, which the ranks agree
+ * on; NULL: none. Collective. */
+void trainer_step(struct trainer *trainer, int (*stop)(void *of), void *of, struct step_result *result);
 
 /* Mean loss over the first `samples` samples of the dataset, each token once; it may not be finite. Collective. */
 double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_t samples);

@@ -123,7 +123,7 @@ static void update(struct trainer *trainer, double norm, double learning_rate)
     flight_end();
 }
 
-void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
+void trainer_step(struct trainer *trainer, int (*stop)(void *of), void *of, struct step_result *result)
 {
     const struct settings *s = trainer->settings;
     const struct grid *grid = &trainer->grid;
@@ -155,7 +155,7 @@ void trainer_step(struct trainer *trainer, int stop, struct step_result *result)
     x.busy[grid->rank] = ran.busy;
     x.last_backward[grid->rank] = ran.last_backward - start;
     x.memory[grid->rank] = (double)memory_peak();
-    x.stop[grid->rank] = stop;
+    x.stop[grid->rank] = stop ? stop(of) : 0;
     flight_begin(FLIGHT_NORM_AGREEMENT);
     control_sum(grid->world, trainer->vector, trainer->vector_count);
     flight_end();
