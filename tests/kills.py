@@ -83,7 +83,8 @@ class Training:
         ranks, words = random.choice(self.grids)
         launcher = os.environ.get("MPIEXEC", "mpiexec.mpich").split() + [os.environ.get("MPIEXEC_NP") or "-n"]
         return subprocess.Popen(
-            [*launcher, str(ranks), PROGRAM, "in.nml", self.mark, f"checkpoint.directory={self.checkpoints}", *self.words, *words],
+            [*launcher, str(ranks), PROGRAM, "in.nml", self.mark, f"checkpoint.directory={self.checkpoints}",
+             *self.words, *words],
             cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             env={**os.environ, "OMP_NUM_THREADS": "1"})
 

@@ -22,12 +22,12 @@ PROGRAM = tap.program("ppmodel")
 class Job:
     """A job that trains; its ranks are known once they have made their records."""
 
-    def __init__(self, folder, name, ranks, *overrides, program=PROGRAM, **environment):
+    def __init__(self, folder, name, ranks, *overrides, program=PROGRAM, directory=None, **environment):
         self.folder, self.ranks = os.path.join(folder, name), ranks
         words = ["mpiexec.mpich" if shutil.which("mpiexec.mpich") else "mpiexec"]
         words = os.environ.get("MPIEXEC", "").split() or words
         words += [os.environ.get("MPIEXEC_NP") or "-n", str(ranks), program, "in.nml", f"run.output={name}",
-                  f"checkpoint.directory={name}/checkpoints", *overrides]
+                  f"checkpoint.directory={directory or f'{name}/checkpoints'}", *overrides]
         self.process = subprocess.Popen(words, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.PIPE, text=True,
                                         env={**os.environ, "OMP_NUM_THREADS": "1", **environment})

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/memory.h"
+#include "io/file.h"
 #include "io/h5.h"
 #include "parallel/agree.h"
 
@@ -11,6 +12,8 @@ struct dataset {
     char *path;
     int64_t tokens, vocabulary;
     hid_t file, stream; /* stream: /tokens */
+    int held;           /* descriptor of the file, to see whether it gets shorter than these bytes: */
+    int64_t bytes;
 };
 
 /* What rank 0 finds out for all. */
@@ -80,15 +83,18 @@ int dataset_open(struct dataset **dataset, struct communicator *comm, const char
     if (file < 0)
         return -1;
     hid_t stream = H5Dopen2(file, "/tokens", H5P_DEFAULT);
-    result = stream < 0 ? h5_error(err, "%s: /tokens cannot be opened", path) : 0;
+    int held = file_hold(path, err);
+    result = held < 0 ? -1 : stream < 0 ? h5_error(err, "%s: /tokens cannot be opened", path) : 0;
     if (agree(comm, result, err) < 0) {
+        file_let_go(held);
         if (stream >= 0)
             H5Dclose(stream);
         H5Fclose(file);
         return -1;
     }
     *dataset = allocate(1, sizeof **dataset);
-    **dataset = (struct dataset){copy_text(path), facts.tokens, facts.vocabulary, file, stream};
+    **dataset =
+        (struct dataset){copy_text(path), facts.tokens, facts.vocabulary, file, stream, held, file_length(held)};
     return 0;
 }
 
@@ -98,6 +104,7 @@ void dataset_close(struct dataset *dataset)
         return;
     H5Dclose(dataset->stream);
     H5Fclose(dataset->file);
+    file_let_go(dataset->held);
     free(dataset->path);
     free(dataset);
 }
@@ -149,5 +156,10 @@ int dataset_read(struct dataset *dataset, const int64_t *samples, int64_t count,
         if (read_sample(dataset, samples[i] * sequence + shift, sequence, tokens + i * sequence, err) < 0)
             return err_prefix(err, "%s: sample %" PRId64, dataset->path, samples[i]);
     }
+    int64_t bytes = file_length(dataset->held);
+    if (bytes < dataset->bytes) /* HDF5 takes zeros for what is not there */
+        return err_set(
+            err, "%s: is shorter than when it was opened, %" PRId64 " bytes and not %" PRId64 "; samples may be lost",
+            dataset->path, bytes, dataset->bytes);
     return 0;
 }

@@ -45,6 +45,21 @@ int file_make_folders(const char *path, struct err *err)
     return result;
 }
 
+int file_check_folder(const char *path, struct err *err)
+{
+    char *part = copy_text(path);
+    while (access(part, F_OK) != 0 && errno == ENOENT && strcmp(part, ".") != 0) { /* the one above */
+        char *slash = strrchr(part, '/');
+        if (slash)
+            slash[slash == part] = '\0';
+        else
+            memcpy(part, ".", 2);
+    }
+    int result = access(part, W_OK | X_OK) == 0 ? 0 : system_error(err, part, "no files can be made there");
+    free(part);
+    return result;
+}
+
 bool file_exists(const char *path)
 {
     return access(path, F_OK) == 0;
@@ -255,6 +270,24 @@ int file_read(struct file *file, int64_t offset, void *data, int64_t bytes, stru
         return errno == ENODATA ? err_set(err, "%s: ends too early", file->path)
                                 : system_error(err, file->path, "cannot be read");
     return 0;
+}
+
+int file_hold(const char *path, struct err *err)
+{
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    return descriptor < 0 ? system_error(err, path, "cannot be opened") : descriptor;
+}
+
+int64_t file_length(int descriptor)
+{
+    struct stat there;
+    return fstat(descriptor, &there) == 0 ? (int64_t)there.st_size : -1;
+}
+
+void file_let_go(int descriptor)
+{
+    if (descriptor >= 0)
+        close(descriptor);
 }
 
 int file_flush(struct file *file, struct err *err)

@@ -11,6 +11,10 @@
 /* Makes the folder and those above it where they are missing. */
 int file_make_folders(const char *path, struct err *err);
 
+/* Whether files can be made in the folder, or in the one that it will be made in: on a file system that may be written
+ * to, by this user. Makes nothing. */
+int file_check_folder(const char *path, struct err *err);
+
 /* Whether there is something of this name; removes a folder if it is empty. */
 bool file_exists(const char *path);
 void file_remove_empty(const char *path);
@@ -33,6 +37,12 @@ void file_close(struct file *file);                                    /* NULL i
 /* Moves any number of bytes; reading beyond the file's end is an error. */
 int file_write(struct file *file, int64_t offset, const void *data, int64_t bytes, struct err *err);
 int file_read(struct file *file, int64_t offset, void *data, int64_t bytes, struct err *err);
+
+/* Holds a file open, so that its length can be looked at later: its descriptor, or -1 with *err. Then
+ * its bytes, -1 where the system does not tell; and the end of it, which takes -1 too. */
+int file_hold(const char *path, struct err *err);
+int64_t file_length(int descriptor);
+void file_let_go(int descriptor);
 
 /* Waits until all that this process wrote is on disk. */
 int file_flush(struct file *file, struct err *err);

@@ -1,57 +1,85 @@
 #include "run/stop.h"
 
+#include <pthread.h>
 #include <signal.h>
-#include <time.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
+#include "base/error.h"
 #include "base/trace.h"
 
 #define SAME_SECONDS 1.0 /* signals so close together are one request: launchers pass on what each rank got itself */
 
-static volatile sig_atomic_t signalled, speaks;
-static struct timespec first_signal; /* written before `signalled` is */
+static atomic_bool signalled, speaks, closed;
 static double begin;
 
-/* Only what may be called in a signal handler. */
-static void on_signal(int number)
+static sigset_t requests(void)
 {
-    static const char message[] = "ppmodel: a second signal: ended at once, without another checkpoint\n";
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    if (!signalled) {
-        first_signal = now;
-        signalled = 1;
-        return;
-    }
-    double since = (double)(now.tv_sec - first_signal.tv_sec) + 1e-9 * (double)(now.tv_nsec - first_signal.tv_nsec);
-    if (since < SAME_SECONDS)
-        return;
-    if (speaks && write(STDERR_FILENO, message, sizeof message - 1) < 0)
-        speaks = 0; /* nobody listens */
-    signal(number, SIG_DFL);
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGUSR1);
+    return set;
+}
+
+/* As if the program knew nothing of the signal. */
+static void end_by(int number)
+{
+    sigset_t set = requests();
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     raise(number);
+}
+
+/* A thread takes the signals, since a handler must not run on top of computations: oneDNN's matrix products use the
+ * stack pointer for other things, and what the system puts below it for a handler would overwrite memory. */
+static void *listen_for_signals(void *of)
+{
+    const sigset_t set = requests();
+    double first = 0;
+    int number;
+    (void)of;
+    while (sigwait(&set, &number) == 0) {
+        double now = clock_seconds();
+        if (closed)
+            end_by(number);
+        if (signalled && now - first >= SAME_SECONDS) {
+            if (speaks)
+                fputs("ppmodel: a second signal: ended at once, without another checkpoint\n", stderr);
+            end_by(number);
+        }
+        if (!signalled)
+            first = now;
+        signalled = true;
+    }
+    return NULL;
 }
 
 void stop_open(void)
 {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART | SA_NODEFER};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGUSR1, &action, NULL);
+    sigset_t set = requests();
+    pthread_t thread;
     begin = clock_seconds();
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGUSR1, SIG_DFL);
+    pthread_sigmask(SIG_BLOCK, &set, NULL); /* threads to come inherit that */
+    int code = pthread_create(&thread, NULL, listen_for_signals, NULL);
+    if (code != 0)
+        fatal("no thread to wait for signals: %s", strerror(code));
+    pthread_detach(thread);
 }
 
 void stop_speak(void)
 {
-    speaks = 1;
+    speaks = true;
 }
 
 void stop_close(void)
 {
-    signal(SIGTERM, SIG_DFL);
-    signal(SIGUSR1, SIG_DFL);
+    closed = true;
     if (signalled)
-        raise(SIGTERM);
+        end_by(SIGTERM);
 }
 
 static struct text stop_file(const struct settings *settings)
