@@ -36,6 +36,7 @@ SIZES = {
     "W": Shape(8, 512, 8, 256, 8192, 4, 8),
     "M": Shape(12, 768, 12, 256, 50304, 1, 4),  # GPT-2 with 124 million parameters
 }
+COMPUTATIONS = ("FORWARD", "BACKWARD", "BACKWARD_INPUT", "BACKWARD_WEIGHT")  # in a trace
 MESSAGES = Shape(4, 512, 8, 256, 256, 8, 8)  # of 4 MiB between its stages
 
 Mode = collections.namedtuple("Mode", "name ranks threads peer")
@@ -285,9 +286,9 @@ def hidden_share(events):
     compute, sends = collections.defaultdict(list), collections.defaultdict(list)
     for event in (event for event in events if event["ph"] == "X"):
         lane, span = lanes[event["pid"], event["tid"]], (event["ts"], event["ts"] + event["dur"])
-        if lane == "compute":
+        if event["name"] in COMPUTATIONS:
             compute[event["pid"]].append(span)
-        elif lane == "send":
+        elif lane.startswith("send"):
             sends[event["pid"], event["name"]].append((*span, event["args"]["bytes"]))
     shares = {}
     for (rank, message), spans in sorted(sends.items()):

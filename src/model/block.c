@@ -261,6 +261,9 @@ static void recompute(const struct context *context, const struct passage *p, co
                       const struct activations *a, const struct workspace *w, double epsilon)
 {
     const struct device *device = context->device;
+    const bool told = context->recomputing && context->circumstances.recompute != RECOMPUTE_NONE;
+    if (told)
+        context->recomputing(context->progress_of);
     switch (context->circumstances.recompute) {
     case RECOMPUTE_NONE:
         break;
@@ -275,6 +278,8 @@ static void recompute(const struct context *context, const struct passage *p, co
         activate(context, p, z, a, w, epsilon);
         break;
     }
+    if (told)
+        context->recomputing(context->progress_of);
 }
 
 static void backward_input(const struct layer *layer, const struct context *context, const struct passage *p)

@@ -102,10 +102,11 @@ struct context {
     void *workspace;             /* of the largest layer */
     void *tensor_scratch;        /* context_tensor_scratch() bytes: for the sums over tensor ranks */
     struct circumstances circumstances;
-    bool training;              /* false: forward alone, nothing is kept */
-    double loss_scale;          /* gradients are of loss_scale * sum of losses: 1 / tokens of the global batch */
-    void (*progress)(void *of); /* called between matmuls, so that messages move */
-    void *progress_of;
+    bool training;                 /* false: forward alone, nothing is kept */
+    double loss_scale;             /* gradients are of loss_scale * sum of losses: 1 / tokens of the global batch */
+    void (*progress)(void *of);    /* called between matmuls, so that messages move */
+    void (*recomputing)(void *of); /* or NULL: called where a layer begins to recompute, and where it ends */
+    void *progress_of;             /* of both */
 };
 
 /* One microbatch going through one layer. */

@@ -58,13 +58,15 @@ int simulate_trace(const struct schedule *schedule, const struct simulate_costs 
 {
     struct simulate_spans *spans = allocate((size_t)schedule->ranks, sizeof *spans);
     struct simulation *simulation = simulate_recorded(schedule, costs, spans, err);
+    const struct trace_clock one_clock = {0};
     if (simulation)
         fputs(TRACE_HEAD, out);
     for (int rank = 0; simulation && rank < schedule->ranks; rank++) {
         struct text text = {0};
         char name[64];
         snprintf(name, sizeof name, "predicted p%d", rank);
-        trace_print_spans(&text, first_process + rank, name, rank, 0, spans[rank].items, (size_t)spans[rank].count);
+        trace_print_spans(&text, first_process + rank, name, rank, &one_clock, spans[rank].items,
+                          (size_t)spans[rank].count);
         fputs(text_string(&text), out);
         text_fini(&text);
     }

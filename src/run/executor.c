@@ -105,6 +105,7 @@ void executor_destroy(struct executor *executor)
             free(stage->receive_order[kind]);
         free(stage->cells);
     }
+    executor_end_trace(executor);
     free(executor->stages);
     free(executor->activities);
     free(executor->events);

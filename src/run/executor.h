@@ -14,7 +14,7 @@ struct executor;
 
 /* What a step hands to the interpreter and gets back. */
 struct executor_step {
-    int64_t number;               /* of the step, for the trace */
+    int64_t number;               /* of the step, for the trace; -1: of none */
     const int64_t *sequences;     /* [microbatches] in each microbatch of this data rank, 0 allowed */
     const int32_t *const *fields; /* [EXECUTOR_FIELDS] data, [microbatches, sequences of a full one, sequence]; those
                                    * of executor_reads */
@@ -50,6 +50,9 @@ bool executor_reads(const struct executor *executor, int field);
  * in the context. */
 size_t executor_bytes(const struct executor *executor);
 void executor_attach(struct executor *executor, char *memory, const struct context *context);
+
+/* From here on, while a trace is open, recomputations are told apart from the backwards that they are part of. */
+void executor_begin_trace(struct executor *executor);
 
 /* Runs the list once, up to the optimizer step. Collective over the pipeline ranks. */
 void executor_run(struct executor *executor, const struct executor_step *step, struct executor_result *result);

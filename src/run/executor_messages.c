@@ -10,12 +10,13 @@ static int message_tag(const struct executor *executor, int stage, int microbatc
     return stage / executor->schedule->ranks * each + microbatch % each;
 }
 
+/* A message, or the wait for it, from `begin` until now. */
 static void trace_message(const struct executor *executor, const struct local_stage *stage,
-                          const struct message *message, const char *name, enum trace_lane lane)
+                          const struct message *message, double begin, const char *name, enum trace_lane lane)
 {
     if (trace_is_open())
         trace_record(&(struct trace_span){.name = name,
-                                          .begin = message->begin,
+                                          .begin = begin,
                                           .end = clock_seconds(),
                                           .bytes = (int64_t)message->bytes,
                                           .step = (int)executor->step->number,
@@ -33,7 +34,8 @@ static struct communicator *channel(const struct executor *executor, enum messag
 static void finish_send(struct executor *executor, struct local_stage *stage, enum message_kind kind,
                         struct message *send)
 {
-    trace_message(executor, stage, send, kind == MESSAGE_ACTIVATION ? "SEND_ACTIVATION" : "SEND_GRADIENT", TRACE_SEND);
+    trace_message(executor, stage, send, send->begin, kind == MESSAGE_ACTIVATION ? "SEND_ACTIVATION" : "SEND_GRADIENT",
+                  TRACE_SEND);
     send->transfer = NULL;
     pool_give(kind == MESSAGE_ACTIVATION ? &stage->outputs : &stage->in_gradients, &send->buffer);
 }
@@ -89,8 +91,10 @@ void executor_finish_receive(struct executor *executor, struct local_stage *stag
     if (!message->transfer)
         return;
     const struct communicator_ops *ops = channel(executor, kind)->ops;
-    if (!ops->test(message->transfer)) {
-        bool activation = kind == MESSAGE_ACTIVATION;
+    const bool activation = kind == MESSAGE_ACTIVATION;
+    double begin = clock_seconds();
+    bool waited = !ops->test(message->transfer);
+    if (waited) {
         flight_begin_at(activation ? RECEIVE_ACTIVATION : RECEIVE_GRADIENT, stage->stage, message->microbatch,
                         rank_with(executor, activation ? stage->stage - 1 : stage->stage + 1), (int64_t)message->bytes);
         /* Sends that complete meanwhile give their buffers back. */
@@ -99,18 +103,23 @@ void executor_finish_receive(struct executor *executor, struct local_stage *stag
         flight_end();
     }
     message->transfer = NULL;
-    trace_message(executor, stage, message, kind == MESSAGE_ACTIVATION ? "RECEIVE_ACTIVATION" : "RECEIVE_GRADIENT",
+    trace_message(executor, stage, message, message->begin, activation ? "RECEIVE_ACTIVATION" : "RECEIVE_GRADIENT",
                   TRACE_RECEIVE);
+    if (waited)
+        trace_message(executor, stage, message, begin, activation ? "WAIT_ACTIVATION" : "WAIT_GRADIENT", TRACE_COMPUTE);
 }
 
+/* Waits for a send, which is told apart from others that the rank waits for. */
 static void wait_for_send(struct executor *executor, struct local_stage *stage, enum message_kind kind,
                           struct message *send)
 {
     bool activation = kind == MESSAGE_ACTIVATION;
+    double begin = clock_seconds();
     flight_begin_at(activation ? SEND_ACTIVATION : SEND_GRADIENT, stage->stage, send->microbatch,
                     rank_with(executor, activation ? stage->stage + 1 : stage->stage - 1), (int64_t)send->bytes);
     channel(executor, kind)->ops->wait(send->transfer);
     flight_end();
+    trace_message(executor, stage, send, begin, "WAIT_SEND", TRACE_COMPUTE);
     finish_send(executor, stage, kind, send);
 }
 

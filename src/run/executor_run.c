@@ -109,6 +109,7 @@ static void compute(struct executor *executor, int64_t index)
     struct local_stage *stage = local(executor, item->stage);
     if (executor->step->sequences[item->microbatch] == 0)
         return;
+    executor->now = index;
     if (item->op == FORWARD)
         forward(executor, item);
     else if (item->op != BACKWARD_WEIGHT)
@@ -183,6 +184,8 @@ static void account(struct executor *executor, struct executor_result *result)
                                               .microbatch = item.microbatch,
                                               .lane = TRACE_COMPUTE});
     }
+    if (trace_is_open())
+        executor_trace_marks(executor);
 }
 
 /* Buffers may be touched, or none but those that are in use. */
@@ -216,6 +219,8 @@ void executor_run(struct executor *executor, const struct executor_step *step, s
     executor->step = step;
     executor->context.progress = executor_progress;
     executor->context.progress_of = executor;
+    executor->context.recomputing = trace_is_open() && executor->marks ? executor_mark : NULL;
+    executor->mark_count = 0;
     executor->sets_in_use = executor->peak_sets = 0;
     for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
         struct local_stage *stage = &executor->stages[chunk];

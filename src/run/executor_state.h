@@ -1,5 +1,5 @@
 /* The interpreter's own state, shared by its files: executor.c makes it, executor_messages.c sends and receives,
- * executor_run.c runs the list. */
+ * executor_run.c runs the list, executor_trace.c marks recomputation. */
 #ifndef RUN_EXECUTOR_STATE_H
 #define RUN_EXECUTOR_STATE_H
 
@@ -50,6 +50,12 @@ struct executor {
     int64_t sequence;
     const struct executor_step *step;
     int sets_in_use, peak_sets;
+
+    /* For a trace: where recomputation begins and ends, by turns. */
+    int64_t now;          /* place in the list of the computation under way */
+    struct event **marks; /* [mark_room] */
+    int64_t *marked;      /* [mark_room] `now` of each mark */
+    int64_t mark_room, mark_count;
 };
 
 static inline struct local_stage *local(const struct executor *executor, int stage)
@@ -78,6 +84,15 @@ void executor_start_send(struct executor *executor, const struct instruction *it
 
 /* Waits for all sends. */
 void executor_finish_sends(struct executor *executor);
+
+/* Frees what executor_begin_trace has made. */
+void executor_end_trace(struct executor *executor);
+
+/* Puts what recomputed in the last run into the trace. */
+void executor_trace_marks(const struct executor *executor);
+
+/* Called where a recomputation begins or ends, `of` is the executor. */
+void executor_mark(void *of);
 
 /* Called between matmuls, `of` is the executor: lets messages move and notes which sends are through. */
 void executor_progress(void *of);

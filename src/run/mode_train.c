@@ -21,8 +21,7 @@
 #include "run/stop.h"
 #include "run/trainer.h"
 
-#define TRACE_CAPACITY (1 << 20) /* spans: 64 MiB */
-#define DIAGNOSE_AFTER 5         /* steps */
+#define DIAGNOSE_AFTER 5 /* steps */
 
 /* The run as it goes. */
 struct training {
@@ -240,7 +239,7 @@ static enum exit_code train(struct training *t, struct err *err)
         int64_t number = trainer_steps_done(t->trainer) + 1;
         bool traced = s->trace.first_step > 0 && number >= s->trace.first_step && number <= s->trace.last_step;
         if (traced && !trace_is_open())
-            trace_open(TRACE_CAPACITY);
+            trainer_begin_trace(t->trainer);
         struct step_result step;
         trainer_step(t->trainer, request_stop, t, &step);
         if (!step.finite) {
@@ -266,9 +265,8 @@ static enum exit_code train(struct training *t, struct err *err)
             text_fini(&findings);
         }
         if (s->trace.first_step > 0 && (number == s->trace.last_step || (last && trace_is_open()))) {
-            if (trainer_write_trace(t->trainer, t->begin, err) < 0)
+            if (trainer_end_trace(t->trainer, t->begin, err) < 0)
                 return mode_refuse(err);
-            trace_close();
         }
         if (t->validation && (at(number, s->run.evaluate_every) || last))
             evaluate(t);

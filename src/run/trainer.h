@@ -56,8 +56,10 @@ void trainer_step(struct trainer *trainer, int (*stop)(void *of), void *of, stru
 /* Mean loss over the first `samples` samples of the dataset, each token once; it may not be finite. Collective. */
 double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_t samples);
 
-/* Gathers the trace of all ranks and writes it; rank 0 writes. Collective. */
-int trainer_write_trace(struct trainer *trainer, double origin, struct err *err);
+/* From here on spans are recorded. Collective, as is the end: it gathers the trace of all ranks, whose clocks both
+ * compare, and rank 0 writes it; its time 0 is `origin` on rank 0's clock_seconds(). */
+void trainer_begin_trace(struct trainer *trainer);
+int trainer_end_trace(struct trainer *trainer, double origin, struct err *err);
 
 int64_t trainer_steps_done(const struct trainer *trainer);
 

@@ -1,8 +1,10 @@
 /* The trainer's own state, shared by its files: trainer.c makes it, trainer_describe.c tells of it, trainer_step.c runs
- * it, replay.c runs a step that failed again, trainer_files.c moves it to and from files. */
+ * it, replay.c runs a step that failed again, trainer_files.c moves it to and from files, trainer_trace.c shows how it
+ * spent its time. */
 #ifndef RUN_TRAINER_STATE_H
 #define RUN_TRAINER_STATE_H
 
+#include "parallel/clock.h"
 #include "run/batch.h"
 #include "run/executor.h"
 #include "run/gradients.h"
@@ -48,6 +50,7 @@ struct trainer {
     double *vector; /* what ranks tell each other in a step */
     int64_t vector_count;
     float *losses; /* [microbatch rows] in host memory */
+    struct clock_reading trace_began;
 };
 
 /* Makes what computations read from the weights, after these were written by anything but a step. */

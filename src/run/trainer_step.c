@@ -147,7 +147,10 @@ void trainer_step(struct trainer *trainer, int (*stop)(void *of), void *of, stru
 
     error_set_activity("OPTIMIZER_STEP");
     flight_begin(OPTIMIZER_STEP);
+    double computed = clock_seconds();
     gradients_finish(trainer->gradients);
+    trace_record_own("FINISH_GRADIENTS", TRACE_COMPUTE, computed, run.number);
+    double finished = clock_seconds();
     memset(trainer->vector, 0, (size_t)trainer->vector_count * sizeof *trainer->vector);
     struct exchange x = exchange_of(trainer);
     gradients_squares(trainer->gradients, x.squares);
@@ -159,6 +162,7 @@ void trainer_step(struct trainer *trainer, int (*stop)(void *of), void *of, stru
     flight_begin(FLIGHT_NORM_AGREEMENT);
     control_sum(grid->world, trainer->vector, trainer->vector_count);
     flight_end();
+    trace_record_own("GRADIENT_NORM", TRACE_COMPUTE, finished, run.number);
 
     double squares = 0, loss = 0, busy = 0, last = 0;
     for (int64_t i = 0; i < (int64_t)trainer->parameters.logical_count * grid->tensor; i++)
@@ -180,8 +184,10 @@ void trainer_step(struct trainer *trainer, int (*stop)(void *of), void *of, stru
         result->skipped = outliers_judge(&trainer->outliers, s->optimizer.skip_outliers, result->loss,
                                          result->gradient_norm, &result->reason);
         result->skips = trainer->outliers.skipped;
+        double agreed = clock_seconds();
         if (!result->skipped)
             update(trainer, result->gradient_norm, result->learning_rate);
+        trace_record_own("OPTIMIZER_STEP", TRACE_COMPUTE, agreed, run.number);
         trainer->step++;
         trainer->samples += s->pipeline.global_batch;
         trainer->present = 1 - trainer->present;
@@ -190,6 +196,7 @@ void trainer_step(struct trainer *trainer, int (*stop)(void *of), void *of, stru
     }
     flight_end();
     error_set_activity(NULL);
+    trace_record_own("STEP", TRACE_STEP, start, run.number);
     result->seconds = clock_seconds() - start;
 }
 
@@ -202,11 +209,11 @@ double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_
     if (trainer->queue)
         bucket_queue_drain(trainer->queue);
     flight_begin(FLIGHT_EVALUATE);
-    double sum = 0;
+    double sum = 0, begin = clock_seconds();
     for (int64_t place = 0; place < samples; place += at_once) {
         batch_read(batch, dataset, &order, place, samples);
         struct executor_step run = {
-            .number = trainer->step, .sequences = batch->sequences, .fields = (const int32_t *const *)batch->fields};
+            .number = -1, .sequences = batch->sequences, .fields = (const int32_t *const *)batch->fields};
         struct executor_result ran;
         executor_run(trainer->evaluate.executor, &run, &ran);
         sum += sum_losses(trainer, trainer->evaluate.executor, batch);
@@ -218,5 +225,6 @@ double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_
     double total = 0;
     for (int d = 0; d < grid->data; d++)
         total += trainer->vector[d];
+    trace_record_own("EVALUATE", TRACE_STEP, begin, trainer->step);
     return total / ((double)samples * (double)trainer->model.sequence);
 }
