@@ -15,6 +15,7 @@ h5py = tap.need("h5py")
 PROGRAM = tap.program("ppmodel")
 START_SECONDS = 20  # a job trains after this time at the latest
 END_SECONDS = 5  # and is over, once it lost a rank
+HANG_SECONDS = 2
 
 
 def under(cluster, *options):
@@ -91,6 +92,29 @@ def check_killed(folder, cluster, victim):
         job.kill()
 
 
+def check_unasked(folder, cluster, victim, number, verdict):
+    """A rank is killed or stopped where Slurm was not asked to end the others: the watchdog does."""
+    what = f"rank {victim} gets {signal.Signals(number).name} without --kill-on-bad-exit"
+    output = f"unasked-{number}"
+    metrics = os.path.join(folder, output, "metrics.jsonl")
+    command = ["srun", "-n", "2", PROGRAM, "in.nml", "grid.pipeline=2", "run.steps=1000000",
+               f"run.hang_seconds={HANG_SECONDS}", f"run.output={output}"]
+    with subprocess.Popen(command, cwd=folder, env=dict(os.environ, **cluster.environment, OMP_NUM_THREADS="1"),
+                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                          text=True) as job:
+        wait_for(lambda: os.path.exists(metrics) and os.path.getsize(metrics) > 1000, START_SECONDS)
+        ranks = cluster.ranks(PROGRAM)
+        os.kill(ranks[victim], number)
+        ended = wait_for(lambda: job.poll() is not None and not cluster.ranks(PROGRAM), HANG_SECONDS + END_SECONDS)
+        tap.ok(ended, f"{what}: the job ends within hang_seconds + {END_SECONDS} s, and no rank stays behind")
+        job.kill()
+        errors = job.stderr.read()
+        if not tap.ok(f"  rank {victim} (p{victim} d0 t0) {verdict}" in errors, f"{what}: told"):
+            tap.note(errors)
+        if not tap.ok(job.poll() not in (None, 0, 2, 3), f"{what}: with a code on which job scripts start again"):
+            tap.note(f"exit code {job.poll()}")
+
+
 def main():
     reason = slurm_cluster.missing()
     if reason:
@@ -102,6 +126,8 @@ def main():
         check_wrong_input(folder, cluster)
         for victim in (0, 1):
             check_killed(folder, cluster, victim)
+        check_unasked(folder, cluster, 1, signal.SIGKILL, "is stopped or dead")
+        check_unasked(folder, cluster, 0, signal.SIGSTOP, "is stopped or dead")
     tap.done()
 
 
