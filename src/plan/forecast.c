@@ -209,9 +209,10 @@ static void time_ranks(const struct forecast *forecast, const struct planning *p
     free(ends);
 }
 
-/* Simulates the table, with messages or as if they were free. */
+/* Simulates the table, with messages or as if they were free; NULL and *err where it does not run. Its trace goes to
+ * `trace` unless that is NULL. */
 static struct simulation *simulate_stages(const struct forecast *forecast, const struct planning *planning,
-                                          const struct schedule *schedule, bool messages, struct err *err)
+                                          const struct schedule *schedule, bool messages, FILE *trace, struct err *err)
 {
     size_t stages = (size_t)forecast->stages, ranks = (size_t)forecast->candidate.pipeline;
     double overlap = planning->machine.figures->message_overlap;
@@ -241,6 +242,9 @@ static struct simulation *simulate_stages(const struct forecast *forecast, const
                                    .step = step,
                                    .gather = gather};
     struct simulation *simulation = simulate_schedule(schedule, &costs, err);
+    const struct candidate *candidate = &forecast->candidate;
+    if (simulation && trace)
+        simulate_trace(schedule, &costs, candidate->pipeline * candidate->data * candidate->tensor, trace, err);
     free(times);
     return simulation;
 }
@@ -251,8 +255,8 @@ static int add_times(struct forecast *forecast, const struct planning *planning,
                      double weight, struct err *err)
 {
     const struct schedule *schedule = tables->train.schedule;
-    struct simulation *with = simulate_stages(forecast, planning, schedule, true, err);
-    struct simulation *without = with ? simulate_stages(forecast, planning, schedule, false, err) : NULL;
+    struct simulation *with = simulate_stages(forecast, planning, schedule, true, NULL, err);
+    struct simulation *without = with ? simulate_stages(forecast, planning, schedule, false, NULL, err) : NULL;
     if (without) {
         forecast->makespan += weight * with->makespan;
         forecast->without_messages += weight * without->makespan;
@@ -418,6 +422,21 @@ int forecast_make(struct forecast *forecast, const struct planning *planning, co
     free(settings);
     if (result < 0)
         forecast_fini(forecast);
+    return result;
+}
+
+int forecast_trace(const struct forecast *forecast, const struct planning *planning, FILE *out, struct err *err)
+{
+    struct settings *settings = settings_of(planning->settings, &forecast->candidate);
+    struct tables tables = {0};
+    int result = tables_make(&tables, planning, settings, forecast->candidate.microbatches, err);
+    if (result == 0) {
+        struct simulation *simulation = simulate_stages(forecast, planning, tables.train.schedule, true, out, err);
+        result = simulation ? 0 : -1;
+        simulate_destroy(simulation);
+        tables_release(&tables);
+    }
+    free(settings);
     return result;
 }
 

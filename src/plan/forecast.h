@@ -3,6 +3,8 @@
 #ifndef PLAN_FORECAST_H
 #define PLAN_FORECAST_H
 
+#include <stdio.h>
+
 #include "plan/cost.h"
 #include "plan/footprint.h"
 
@@ -85,6 +87,10 @@ struct forecast {
 int forecast_make(struct forecast *forecast, const struct planning *planning, const struct candidate *candidate,
                   struct err *err);
 void forecast_fini(struct forecast *forecast);
+
+/* Writes the trace of the simulated step, in the form of a real one (base/trace.h); its processes have numbers that no
+ * rank of the job has. Of all microbatches: for tables of modest size. Returns 0, or -1 with *err. */
+int forecast_trace(const struct forecast *forecast, const struct planning *planning, FILE *out, struct err *err);
 
 /* Completes what follows from the step's time. */
 void forecast_rates(const struct planning *planning, const struct candidate *candidate, struct estimate *estimate);

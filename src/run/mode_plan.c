@@ -1,4 +1,5 @@
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/log.h"
@@ -12,6 +13,9 @@
 
 /* (stage, microbatch) pairs beyond which schedule.csv would be of no use to anyone. */
 #define CSV_CELLS (INT64_C(1) << 23)
+
+/* And beyond which the predicted trace is left out: it has some 600 bytes for each. */
+#define TRACE_CELLS (INT64_C(1) << 15)
 
 /* The settings with the configuration filled in, to be trained as they are. */
 static int write_best(const struct settings *settings, const struct planning *planning, const struct forecast *forecast,
@@ -69,6 +73,31 @@ static int write_schedule(const struct settings *settings, const struct text *fi
     return result;
 }
 
+/* predicted-trace.json, where it is of a size that a viewer shows. */
+static int write_trace(const struct settings *settings, const struct planning *planning,
+                       const struct forecast *forecast, struct text *report, struct err *err)
+{
+    const struct candidate *c = &forecast->candidate;
+    if ((int64_t)c->pipeline * c->chunks * c->microbatches > TRACE_CELLS) {
+        text_add(report, "predicted-trace.json is left out: %d stages with %d microbatches make it too large\n",
+                 c->pipeline * c->chunks, c->microbatches);
+        return 0;
+    }
+    char *trace = NULL;
+    size_t length = 0;
+    FILE *out = open_memstream(&trace, &length);
+    int result = out ? forecast_trace(forecast, planning, out, err) : 0;
+    if (!out || fclose(out) != 0)
+        fatal("out of host memory: the trace of a simulated step");
+    struct text text = {0};
+    text_add_bytes(&text, trace, length);
+    if (result == 0)
+        result = mode_write_text(settings, "predicted-trace.json", &text, err);
+    text_fini(&text);
+    free(trace);
+    return result;
+}
+
 static int write_json(const struct settings *settings, const struct planning *planning, const struct plan *plan,
                       const struct forecast *forecast, const struct finding *findings, int count, struct err *err)
 {
@@ -94,8 +123,11 @@ static int report_on(const struct settings *settings, const struct planning *pla
     if (result == 0)
         result = write_json(settings, planning, plan, &forecast, findings, count, err);
     if (result == 0)
+        result = write_trace(settings, planning, &forecast, report, err);
+    if (result == 0)
         result = write_best(settings, planning, &forecast, err);
-    text_add(report, "written      %s/plan.json, schedule.csv and best.nml\n", settings->run.output);
+    text_add(report, "written      %s/plan.json, schedule.csv, predicted-trace.json and best.nml\n",
+             settings->run.output);
     forecast_fini(&forecast);
     return result;
 }
