@@ -423,8 +423,8 @@ static void read_value(struct reader *reader, const struct settings_key *key, si
     namelist_fini(&namelist);
 }
 
-/* One argument `group.key=value`. */
-static void read_override(struct reader *reader, const char *argument)
+/* One argument `group.key=value`; whether it is of that form. */
+static bool read_override(struct reader *reader, const char *argument)
 {
     struct source source = {"command line", argument, strlen(argument), false};
     reader->source = &source;
@@ -432,7 +432,7 @@ static void read_override(struct reader *reader, const char *argument)
     if (!argument[equals] || argument[point] != '.') {
         mistake_add(reader->mistakes, &source, (struct place){0, 1, 1, (int)equals},
                     "no assignment to a key\nwrite group.key=value");
-        return;
+        return false;
     }
     struct place group_place = {0, 1, 1, (int)point};
     struct place key_place = {point + 1, 1, (int)point + 2, (int)(equals - point - 1)};
@@ -451,6 +451,7 @@ static void read_override(struct reader *reader, const char *argument)
         reader->given[key - settings_keys].overridden = true;
     text_fini(&group);
     text_fini(&name);
+    return true;
 }
 
 int settings_parse(struct settings *settings, const char *text, size_t length, const char *file,
@@ -460,8 +461,8 @@ int settings_parse(struct settings *settings, const char *text, size_t length, c
     struct mistakes mistakes = {0};
     struct reader reader = {settings, &source, allocate((size_t)settings_key_count, sizeof *reader.given), &mistakes};
     read_file(&reader);
-    for (int i = 0; i < override_count; i++)
-        read_override(&reader, overrides[i]);
+    for (int i = 0; i < override_count && read_override(&reader, overrides[i]); i++)
+        ; /* after a word of another form it is not clear what the next ones are meant to be */
     mistakes_print(&mistakes, messages);
     int count = mistakes.count;
     mistakes_fini(&mistakes);

@@ -61,7 +61,8 @@ static int check_shape(hid_t dataset, const struct checkpoint_tensor *tensor, st
     struct text found = {0}, expected = {0};
     print_shape(&found, axes, shape);
     print_shape(&expected, tensor->axes, tensor->shape);
-    err_set(err, "has shape %s; expected was %s", text_string(&found), text_string(&expected));
+    err_set(err, "has shape %s; expected was %s: the file is of another model than &model", text_string(&found),
+            text_string(&expected));
     text_fini(&found);
     text_fini(&expected);
     return -1;

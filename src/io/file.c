@@ -41,6 +41,8 @@ int file_make_folders(const char *path, struct err *err)
     }
     if (result == 0)
         result = make_folder(part, err);
+    if (result == 0 && access(path, W_OK | X_OK) != 0)
+        result = system_error(err, path, "nothing can be written into this folder");
     free(part);
     return result;
 }

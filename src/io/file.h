@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 
-/* Makes the folder and those above it where they are missing. */
+/* Makes the folder and those above it where they are missing, and sees that files can be written there. */
 int file_make_folders(const char *path, struct err *err);
 
 /* Whether files can be made in the folder, or in the one that it will be made in: on a file system that may be written

@@ -13,7 +13,6 @@
 #include "parallel/mpi_check.h"
 
 enum {
-    MAX_CPUS = 16384,               /* of one node; cpu_set_t alone ends at 1024 */
     MESSAGE_NANOSECONDS = 100000000 /* from the message to the end of the job */
 };
 
@@ -25,8 +24,7 @@ void job_abort(int code)
     MPI_Abort(MPI_COMM_WORLD, code);
 }
 
-/* The ranks of this node; freed by the caller. Collective. */
-static MPI_Comm split_node(MPI_Comm world)
+MPI_Comm job_split_node(MPI_Comm world)
 {
     MPI_Comm node;
     mpi_check(MPI_Comm_split_type(world, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
@@ -46,7 +44,7 @@ void job_begin(int *argc, char ***argv, struct job *job)
     if (provided < MPI_THREAD_SERIALIZED)
         fatal("this MPI library does not allow calls from more than one thread (MPI_THREAD_SERIALIZED)");
 
-    MPI_Comm node = split_node(job->world->mpi);
+    MPI_Comm node = job_split_node(job->world->mpi);
     mpi_check(MPI_Comm_rank(node, &job->node_rank), "MPI_Comm_rank");
     mpi_check(MPI_Comm_size(node, &job->node_size), "MPI_Comm_size");
     mpi_check(MPI_Comm_free(&node), "MPI_Comm_free");
@@ -84,13 +82,13 @@ char *job_library(void)
 
 int job_cores(const struct job *job)
 {
-    size_t bytes = CPU_ALLOC_SIZE(MAX_CPUS);
+    size_t bytes = CPU_ALLOC_SIZE(JOB_MAX_CPUS);
     char *masks = allocate((size_t)job->node_size, bytes);
     cpu_set_t *mine = allocate(1, bytes), *both = allocate(1, bytes);
     if (sched_getaffinity(0, bytes, mine) != 0)
         fatal("sched_getaffinity: %s", strerror(errno));
 
-    MPI_Comm node = split_node(job->world->mpi);
+    MPI_Comm node = job_split_node(job->world->mpi);
     mpi_check(MPI_Allgather(mine, (int)bytes, MPI_BYTE, masks, (int)bytes, MPI_BYTE, node),
               "MPI_Allgather of affinity masks");
     mpi_check(MPI_Comm_free(&node), "MPI_Comm_free");

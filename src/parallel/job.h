@@ -4,6 +4,10 @@
 
 #include "parallel/communicator.h"
 
+enum {
+    JOB_MAX_CPUS = 16384 /* of one node; cpu_set_t alone ends at 1024 */
+};
+
 struct job {
     struct communicator *world; /* all ranks */
     int node_rank, node_size;   /* this rank among the ranks of its node */
@@ -20,6 +24,9 @@ void job_abort(int code);
 
 /* Closes the world and ends MPI. Collective. */
 void job_end(struct job *job);
+
+/* The ranks of this rank's node; the caller frees it. Collective. */
+MPI_Comm job_split_node(MPI_Comm world);
 
 /* The MPI library, for --version; needs no started MPI. The caller frees it. */
 char *job_library(void);

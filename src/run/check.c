@@ -18,6 +18,16 @@ static struct err divisors(int n)
     return list;
 }
 
+/* What a job of one rank most likely lacks, for messages: a launcher. */
+static struct err started_how(int world_size, int64_t ranks)
+{
+    struct err how = {0};
+    if (world_size == 1)
+        snprintf(how.text, sizeof how.text, " (mpiexec -n %lld ./ppmodel ..., or srun -n %lld)", (long long)ranks,
+                 (long long)ranks);
+    return how;
+}
+
 /* Keys of parts that are not there yet: said, never ignored. */
 static int check_built(const struct settings *s, struct err *err)
 {
@@ -60,15 +70,16 @@ static int check_grid(struct settings *s, int world_size, struct err *err)
         return err_set(
             err,
             "&grid pipeline = %d times tensor = %d is %lld, which does not divide the %d rank%s of this job; "
-            "their product must be one of %s",
+            "start %lld ranks or a multiple of that%s, or make the product one of %s",
             s->grid.pipeline, s->grid.tensor, (long long)share, world_size, world_size == 1 ? "" : "s",
-            divisors(world_size).text);
+            (long long)share, started_how(world_size, share).text, divisors(world_size).text);
     if (share * s->grid.data != world_size)
         return err_set(err,
                        "&grid pipeline = %d, data = %d and tensor = %d make %lld ranks, but the job has %d; start %lld "
-                       "ranks, or choose sizes whose product is %d (its divisors: %s)",
+                       "ranks%s, or choose sizes whose product is %d (its divisors: %s)",
                        s->grid.pipeline, s->grid.data, s->grid.tensor, (long long)(share * s->grid.data), world_size,
-                       (long long)(share * s->grid.data), world_size, divisors(world_size).text);
+                       (long long)(share * s->grid.data), started_how(world_size, share * s->grid.data).text,
+                       world_size, divisors(world_size).text);
     if (s->model.heads % s->grid.tensor != 0)
         return err_set(err, "&model heads = %d is not divisible by &grid tensor = %d; tensor must be one of %s",
                        s->model.heads, s->grid.tensor, divisors(s->model.heads).text);

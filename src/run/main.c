@@ -10,6 +10,7 @@
 #include "io/h5.h"
 #include "kernels/kernels.h"
 #include "parallel/agree.h"
+#include "parallel/launch.h"
 #include "parallel/watchdog.h"
 #include "run/check.h"
 #include "run/input_file.h"
@@ -115,7 +116,6 @@ static enum exit_code run(const struct job *job, char **arguments, int count)
     struct err err = {0};
     enum exit_code code = EXIT_BAD_INPUT;
     settings_init(settings);
-    log_open(job->world->rank == 0, false);
     if (read_settings(job, arguments, count, settings, &err) < 0 ||
         input_file_machine(job->world, settings, &err) < 0) {
         if (err.text[0])
@@ -151,8 +151,14 @@ int main(int argc, char **argv)
     job_begin(&argc, &argv, &job);
     if (job.world->rank == 0)
         stop_speak();
+    struct err err = {0};
+    bool speaks;
     enum exit_code code = EXIT_BAD_INPUT;
-    if (argc < 2 || argv[1][0] == '-') {
+    int launched = launch_check(&job, &speaks, &err);
+    log_open(speaks, false);
+    if (launched < 0) {
+        mode_refuse(&err);
+    } else if (argc < 2 || argv[1][0] == '-') {
         if (job.world->rank == 0)
             fprintf(stderr, "ppmodel: error: %s%s\n%s", argc < 2 ? "no input file" : "unknown option ",
                     argc < 2 ? "" : argv[1], help);

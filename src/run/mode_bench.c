@@ -105,6 +105,7 @@ enum exit_code mode_bench(const struct job *job, struct settings *settings)
         bench.element = bench.model.declarations[bench.model.layer_count / 2 - 1].after[0].element;
         name_machine(&bench);
         log_line("bench        %s", bench.figures->machine.name);
+        mode_warn_crowded(job, mode_threads(job, settings));
         bench_device(&bench);
         bench_layers(&bench);
         bench_messages(&bench);

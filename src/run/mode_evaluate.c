@@ -65,6 +65,7 @@ enum exit_code mode_evaluate(const struct job *job, struct settings *settings)
         result = mode_write_resolved(job, settings, &err);
     if (result == 0) {
         trainer_describe(trainer);
+        mode_warn_crowded(job, settings->run.threads);
         result = evaluate(job, settings, trainer, dataset, path, &err);
     }
     dataset_close(dataset);

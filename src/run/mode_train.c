@@ -333,6 +333,7 @@ enum exit_code mode_train(const struct job *job, struct settings *settings)
         code = mode_refuse(&err);
     } else {
         trainer_describe(t.trainer);
+        mode_warn_crowded(job, settings->run.threads);
         log_line("dataset      %s, %lld tokens, %lld samples%s%s", settings->data.train,
                  (long long)dataset_tokens(t.dataset), (long long)dataset_samples(t.dataset, settings->model.sequence),
                  t.resumed[0] ? "; from " : "", t.resumed);

@@ -11,6 +11,7 @@
 #include "io/file.h"
 #include "parallel/agree.h"
 #include "parallel/flight.h"
+#include "parallel/launch.h"
 #include "parallel/watchdog.h"
 #include "run/trainer.h"
 
@@ -48,6 +49,8 @@ int mode_write_resolved(const struct job *job, const struct settings *settings, 
         struct text text = {0};
         settings_print(settings, &text);
         result = file_make_folders(settings->run.output, err);
+        if (result == 0 && settings->run.mode == MODE_TRAIN && settings->checkpoint.directory[0])
+            result = file_make_folders(settings->checkpoint.directory, err);
         if (result == 0)
             result = mode_write_text(settings, "resolved.nml", &text, err);
         text_fini(&text);
@@ -64,14 +67,32 @@ int mode_threads(const struct job *job, const struct settings *settings)
     return openmp && atoi(openmp) > 0 ? atoi(openmp) : cores;
 }
 
+void mode_warn_crowded(const struct job *job, int threads)
+{
+    struct err err = {0};
+    int cores = launch_cores(job), result = 0;
+    if (job->node_size * threads > cores)
+        result = err_set(&err,
+                         "%d rank%s of %d thread%s share %d core%s on %s and will wait for each other: start fewer "
+                         "ranks, set &run threads, or give the ranks more cores (srun --cpus-per-task, mpiexec's "
+                         "binding)",
+                         job->node_size, job->node_size == 1 ? "" : "s", threads, threads == 1 ? "" : "s", cores,
+                         cores == 1 ? "" : "s", job->host);
+    if (agree(job->world, result, &err) < 0)
+        log_warning("%s", err.text);
+}
+
 int mode_open_dataset(const struct job *job, const struct settings *settings, const char *path, int64_t samples,
                       struct dataset **dataset, struct err *err)
 {
     flight_begin(FLIGHT_OPEN_DATASET);
     int opened = dataset_open(dataset, job->world, path, err);
     flight_end();
-    if (opened < 0)
-        return -1;
+    if (opened < 0) {
+        struct err cause = *err;
+        return err_set(err, "%s; &data train and validation name datasets, and ppmodel-pack makes them from any files",
+                       cause.text);
+    }
     int64_t vocabulary = dataset_vocabulary(*dataset), sequence = settings->model.sequence;
     int64_t have = dataset_samples(*dataset, sequence);
     int result = 0;

@@ -20,7 +20,7 @@ enum exit_code mode_refuse(const struct err *err);
 /* Makes &run output and starts the watchdog there. Collective. */
 int mode_watch(const struct job *job, const struct settings *settings, struct err *err);
 
-/* Makes &run output and writes resolved.nml there. Collective. */
+/* Makes &run output and, to train, &checkpoint directory, and writes resolved.nml. Collective. */
 int mode_write_resolved(const struct job *job, const struct settings *settings, struct err *err);
 
 /* Writes a file of that name in &run output. Local. */
@@ -28,6 +28,9 @@ int mode_write_text(const struct settings *settings, const char *name, const str
 
 /* Threads of a rank: &run threads, else OMP_NUM_THREADS, else its share of the cores. Collective. */
 int mode_threads(const struct job *job, const struct settings *settings);
+
+/* Warns where the ranks of a node have more threads than cores. `threads` of this rank. Collective. */
+void mode_warn_crowded(const struct job *job, int threads);
 
 struct trainer;
 struct dataset;
