@@ -3,8 +3,8 @@
     with slurm_cluster.Cluster() as cluster:                # as root, where slurm_cluster.missing() is None
         subprocess.run(["srun", ...], env=dict(os.environ, **cluster.environment))
 
-The node has two processors; jobs share them if they ask for it by --oversubscribe. What was started in the cluster ends
-with it, jobs too.
+The node has two processors; jobs share them if they ask for it by --oversubscribe. A job that is put back into the
+queue waits there for the five seconds of cred_expire. What was started in the cluster ends with it, jobs too.
 """
 import ctypes
 import os
@@ -18,7 +18,7 @@ import tempfile
 import time
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
-COMMANDS = ("srun", "sbatch", "scancel", "squeue", "sinfo", "munge")
+COMMANDS = ("srun", "sbatch", "scancel", "scontrol", "sinfo", "munge")
 PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/sbin"))
 START_SECONDS = STOP_SECONDS = 20
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -31,7 +31,7 @@ SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 MpiDefault=pmi2
 ProctrackType=proctrack/linuxproc
@@ -75,6 +75,22 @@ def leave(*_):
     """At a time limit: ends this process, but not without the cluster's end."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come twice: to the process, and to its group
     sys.exit(1)
+
+
+def parent(process):
+    """The process that started it, 0 where it ended meanwhile."""
+    try:
+        with open(f"/proc/{process}/stat", encoding="utf-8", errors="replace") as file:
+            return int(file.read().rsplit(")", 1)[1].split()[1])
+    except OSError:
+        return 0
+
+
+def kill(process):
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 class Cluster:
@@ -126,15 +142,23 @@ class Cluster:
                 continue  # ended meanwhile
         return found
 
+    def lose_node(self):
+        """The node fails with all that runs there, the controller hears of it, and it comes back."""
+        controllers = [daemon.pid for daemon in self.daemons[:-1]]
+        for process in self.processes():
+            if process not in controllers and parent(process) not in controllers:
+                kill(process)
+        self.daemons.pop().wait()
+        node = self.command("sinfo", "--noheader", "--format=%n")
+        self.command("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+        self._start_node()
+
     def stop(self):
         """Ends all of it and removes the folder. May be called again."""
         end = time.monotonic() + STOP_SECONDS
         while (left := self.processes()) and time.monotonic() < end:
             for process in left:
-                try:
-                    os.kill(process, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
+                kill(process)
             time.sleep(0.02)
         for daemon in self.daemons:
             daemon.wait()
@@ -153,7 +177,11 @@ class Cluster:
                                             node_port=node_port))
         self._start_munged()
         self._daemon("slurmctld", "-D", "-i", "-f", configuration)
-        self._daemon("slurmd", "-D", "-N", host, "-f", configuration)
+        self._start_node()
+
+    def _start_node(self):
+        host = socket.gethostname().split(".")[0]
+        self._daemon("slurmd", "-D", "-N", host, "-f", self.environment["SLURM_CONF"])
         self._wait(lambda: self.command("sinfo", "--noheader", "--format=%t") == "idle", "the node")
 
     def _start_munged(self):
