@@ -255,19 +255,28 @@ class Point:
         if metrics and steps and metrics[-1]["step"] == int(steps[1]):
             os.rename(started, os.path.join(self.folder, "done.json"))
 
+    def last_words(self):
+        """The last line of a job that ended too early, '' for none."""
+        path = os.path.join(self.folder, "output.txt")
+        if not os.path.exists(os.path.join(self.folder, "started.json")) or not os.path.exists(path):
+            return ""
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return next((line.strip() for line in reversed(file.readlines()) if line.strip()), "")
+
     def run(self):
         """Runs it unless it is done; returns what became of it."""
         if self.is_done():
             return "done before"
         if self.study.is_queued(self.folder):
             return "in the queue"
+        lost = self.last_words()
         shutil.rmtree(self.folder, ignore_errors=True)
         os.makedirs(self.folder)
         with open(os.path.join(self.folder, "started.json"), "w", encoding="utf-8") as file:
             json.dump(self.words, file)
         good = self.study.start(self.folder, self.ranks, [*self.study.launch(self.ranks), *self.command()])
         if not self.study.is_local:
-            return "submitted"
+            return f"submitted again; it had ended with: {lost}" if lost else "submitted"
         if good:
             self.note_done()
         return "done" if self.is_done() else f"failed: see {self.folder}/output.txt"
@@ -338,8 +347,10 @@ def show(rows):
         values = [row.get(name) for name in (key, f"planned_{key}")]
         return "".join(f"{format(value * scale, form):>9}" if value is not None else f"{'-':>9}" for value in values)
 
-    print(f"\n{'point':16}{'ranks':>6}{'M':>5}{'step, ms':^18}{'speed-up':^18}{'efficiency':^18}{'bubble':^18}{'1f1b':>7}"
-          f"{'MiB a rank':^18}\n{'':27}" + f"{'measured':>9}{'planned':>9}" * 4 + f"{'':7}{'measured':>9}{'planned':>9}")
+    titles = "".join(f"{title:^18}" for title in ("step, ms", "speed-up", "efficiency", "bubble"))
+    both = f"{'measured':>9}{'planned':>9}"
+    print(f"\n{'point':16}{'ranks':>6}{'M':>5}{titles}{'1f1b':>7}{'MiB a rank':^18}".rstrip()
+          + f"\n{'':27}{both * 4}{'':7}{both}")
     for row in rows:
         mark = " *" if row["oversubscribed"] == "yes" else ""
         ideal = row.get("bubble_1f1b")

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """The program under Slurm's own launcher, in a cluster of one node that this test starts and ends. TAP."""
+import csv
 import os
 import signal
 import subprocess
+import sys
 import time
 from unittest import mock
 
@@ -13,9 +15,27 @@ import tiny
 h5py = tap.need("h5py")
 
 PROGRAM = tap.program("ppmodel")
+TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 START_SECONDS = 20  # a job trains after this time at the latest
 END_SECONDS = 5  # and is over, once it lost a rank
 HANG_SECONDS = 2
+
+STUDY = f"""[study]
+axis = strong
+points = 1x1x1 2x1x1
+input = in.nml
+output = study
+program = {PROGRAM}
+machine = none
+global_batch = 6
+launcher = slurm
+[settings]
+run.steps = 5
+[slurm]
+ranks_per_node = 2
+cores_per_node = 1
+sbatch = --oversubscribe --time=5
+"""
 
 
 def under(cluster, *options):
@@ -61,6 +81,38 @@ def check_wrong_input(folder, cluster):
     if not tap.ok(len(errors) == 1 and "pipline" in errors[0] and "'pipeline'" in run.errors,
                   "and one message, not one from each rank"):
         tap.note(run.errors)
+
+
+def check_no_pmi(folder, cluster):
+    """Ranks that srun does not introduce to each other."""
+    with under(cluster, "--mpi=none"):
+        run = tiny.run(folder, "strangers", 2, "grid.pipeline=2")
+    tap.is_equal(run.code, 2, "srun --mpi=none, where each rank is alone: exit code 2")
+    if not tap.ok(run.errors.count("error: srun started 2 ranks") == 1 and "srun --mpi=list" in run.errors
+                  and not os.path.exists(run.folder), "one message, and nothing is written"):
+        tap.note(run.errors)
+
+
+def check_study(folder, cluster):
+    """A study whose points are jobs."""
+    with open(os.path.join(folder, "study.ini"), "w", encoding="ascii") as file:
+        file.write(STUDY)
+    said = []
+
+    def is_whole():
+        said[:] = tap.run(sys.executable, f"{TOP}/jobs/study.py", "study.ini", folder=folder,
+                          environment=cluster.environment)
+        return said[0] != 0 or said[1].count("done before") == 2
+
+    first = is_whole(), said[1]
+    wait_for(is_whole, START_SECONDS)
+    if not tap.ok(not first[0] and first[1].count(": submitted") == 2 and said[0] == 0
+                  and said[1].count("done before") == 2, "a study: points are submitted, and found when they are done"):
+        tap.note(first[1] + "".join(map(str, said)))
+    with open(os.path.join(folder, "study", "study.csv"), encoding="ascii", newline="") as file:
+        rows = list(csv.DictReader(file))
+    tap.is_equal([(row["point"], row["steps"], row["oversubscribed"]) for row in rows],
+                 [("1x1x1", "2", "no"), ("2x1x1", "2", "yes")], "a study: its table")
 
 
 def wait_for(is_done, seconds):
@@ -124,6 +176,8 @@ def main():
         expected = check_same_as_mpiexec(folder, cluster)
         check_cube(folder, cluster, expected)
         check_wrong_input(folder, cluster)
+        check_no_pmi(folder, cluster)
+        check_study(folder, cluster)
         for victim in (0, 1):
             check_killed(folder, cluster, victim)
         check_unasked(folder, cluster, 1, signal.SIGKILL, "is stopped or dead")

@@ -59,8 +59,9 @@ def check_strong(folder):
         return
     for point, (ranks, microbatches) in {"1x1x1": (1, 12), "2x1x1": (2, 12), "1x3x1": (3, 4)}.items():
         row, steps = rows[point], metrics(folder, "strong", point)[WARM_UP:]
-        tap.ok((int(row["ranks"]), int(row["microbatches"]), int(row["steps"])) == (ranks, microbatches, STEPS - WARM_UP)
-               and len(steps) == STEPS - WARM_UP, f"{point}: ranks, microbatches and steps that count")
+        counts = [int(row[key]) for key in ("ranks", "microbatches", "steps")]
+        tap.is_equal(counts, [ranks, microbatches, STEPS - WARM_UP],
+                     f"{point}: ranks, microbatches and steps that count")
         tap.ok(close(row["step_seconds"], statistics.median(step["seconds"] for step in steps))
                and close(row["bubble"], statistics.median(step["bubble"] for step in steps))
                and close(row["memory_bytes"], max(step["peak_memory_bytes"] for step in steps)),

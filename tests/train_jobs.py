@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""jobs/train.sh and, with stand-ins for PBS's commands, jobs/train.pbs: failures, requests to stop, limits, and starts in
-vain. jobs/train.sbatch is tested by slurm_jobs.py. TAP."""
+"""jobs/train.sh and, with stand-ins for PBS's commands, jobs/train.pbs: failures, requests to stop, limits, and starts
+in vain. jobs/train.sbatch is tested by slurm_jobs.py. TAP."""
 import os
 import re
 import shlex
@@ -171,7 +171,7 @@ def check_pbs(folder):
     if not tap.ok(code == 75 and all(part in again for part in right), "train.pbs: 75 is submitted again, as it was"):
         tap.note(f"exit code {code}: {again}\n{out[-1500:]}")
     with open(os.path.join(folder, "pbs", "resolved.nml"), encoding="ascii") as file:
-        tap.ok(re.search(r"wall_minutes\s*=\s*1\b", file.read()), "train.pbs: run.wall_minutes keeps within the walltime")
+        tap.ok(re.search(r"wall_minutes\s*=\s*1\b", file.read()), "train.pbs: wall_minutes keeps within the walltime")
     step = newest(folder, "pbs")
     set_steps(folder, step + MORE_STEPS)
     values = dict(word.split("=", 1) for word in shlex.split(again.split("-v ")[1])[0].split(",")) if again else {}
