@@ -74,6 +74,11 @@ def check_balance(folder):
         tap.ok(busy_seconds(mended) < busy_seconds(told), "and the slowest rank computes less")
 
 
+def check_quiet(folder):
+    quiet = tiny.train(folder, "quiet", P, *choose("run.quiet=true"))
+    tap.ok(quiet.out == "" and quiet.errors == "" and len(quiet.metrics("loss")) == 8, "a quiet run says nothing")
+
+
 def check_few(folder):
     told = Told(folder, "few", "pipeline.microbatches=1")
     finding = told.finding("few microbatches")
@@ -115,6 +120,7 @@ def main():
         tiny.prepare(folder)
         tiny.write_dataset(os.path.join(folder, "corpus.h5"), 40000)
         check_balance(folder)
+        check_quiet(folder)
         check_few(folder)
         check_many(folder)
         check_memory(folder)

@@ -36,6 +36,7 @@ OVERRIDES = [
     ("an override without a group", "steps=3", ["steps"]),
     ("an override given twice", "run.steps=3 run.steps=3", ["'steps'", "twice"]),
     ("an override with an unknown choice", "run.mode=trian", ["did you mean 'train'", "'evaluate'"]),
+    ("a run both verbose and quiet", "run.verbose=true run.quiet=true", ["verbose and quiet"]),
     ("a negative rate", "optimizer.learning_rate=-1", ["learning_rate", "-1"]),
     ("a rate that is no number", "optimizer.learning_rate=nan", ["learning_rate"]),
 

@@ -82,6 +82,17 @@ def check_measured(sizes):
                 f"{key[0]}, {key[1]} microbatches{', recompute ' + key[2] if len(key) > 2 else ''}: as predicted")
 
 
+def check_predicted(folder):
+    """What each rank came to hold beside the program itself, of a model so large that libraries matter little."""
+    found = tiny.train(folder, "large", 2, "grid.pipeline=2", "model.layers=4", "model.hidden=512", "model.heads=8",
+                       "model.sequence=128", "pipeline.schedule=gpipe", "run.steps=2", "checkpoint.directory=''")
+    with open(os.path.join(found.folder, "diagnosis.json"), encoding="ascii") as file:
+        ranks = json.load(file)["ranks"]
+    for rank in ranks:
+        is_near(rank["measured_bytes"], rank["predicted_bytes"], 0.05, 0, f"rank {rank['pipeline']}: as predicted")
+    tap.is_equal(len(re.findall(r"memory of p\d .* MiB predicted, .* MiB measured", found.out)), 2, "and told")
+
+
 def check_recompute(sizes):
     for rank in range(P):
         none, selective, full = (sizes[key].told[rank] for key in (("gpipe", 16), ("gpipe", 16, "selective"),
@@ -99,6 +110,7 @@ def main():
         check_microbatches(sizes)
         check_measured(sizes)
         check_recompute(sizes)
+        check_predicted(folder)
     tap.done()
 
 

@@ -9,12 +9,19 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 unset OPENBLAS_CORETYPE OPENBLAS_L2_SIZE MAKEFLAGS MFLAGS MAKELEVEL
 passed=0 failed=0 skipped=0 rc=0
 
-# One line for each program as it ends; each check that failed or was skipped has a line of its own.
+# One line for each program as it ends, with the seconds since the one before; each check that failed or was skipped has
+# a line of its own.
 condense() {
     awk '
-        function show() { if (program != "") printf "  %-40s %d passed\n", program, passed; fflush() }
+        function show() {
+            if (program != "") printf "  %-40s %5d passed %5d s\n", program, passed, ended - begun
+            fflush()
+            if (ended) begun = ended
+        }
+        BEGIN { begun = systime() }
         /^(PASS|FAIL|SKIP|ERROR|XFAIL|XPASS): / {
             if ($2 != program) { show(); program = $2; passed = 0 }
+            ended = systime()
             if ($1 == "PASS:") ++passed; else { print "  " $0; fflush() }
         }
         END { show() }'

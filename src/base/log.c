@@ -4,13 +4,20 @@
 #include <stdio.h>
 #include <unistd.h>
 
-static bool speaks, verbose, terminal, progress_open;
+#define BAR 20 /* columns */
+
+static bool speaks, verbose, quiet, terminal, progress_open;
 
 void log_open(bool this_process_speaks, bool is_verbose)
 {
     speaks = this_process_speaks;
     verbose = is_verbose;
     terminal = isatty(STDOUT_FILENO);
+}
+
+void log_quiet(void)
+{
+    quiet = true;
 }
 
 static void close_progress(void)
@@ -22,7 +29,7 @@ static void close_progress(void)
 
 static void line(const char *format, va_list list)
 {
-    if (!speaks)
+    if (!speaks || quiet)
         return;
     close_progress();
     vprintf(format, list);
@@ -47,14 +54,15 @@ void log_verbose(const char *format, ...)
     va_end(list);
 }
 
-void log_progress(const char *format, ...)
+void log_progress(double done, const char *format, ...)
 {
     va_list list;
     va_start(list, format);
     if (!terminal) {
         line(format, list);
-    } else if (speaks) {
-        fputs("\r\033[K", stdout);
+    } else if (speaks && !quiet) {
+        int full = (int)(BAR * done);
+        printf("\r\033[K[%.*s%*s] ", full, "####################", BAR - full, "");
         vprintf(format, list);
         fflush(stdout);
         progress_open = true;
@@ -64,7 +72,7 @@ void log_progress(const char *format, ...)
 
 void log_text(const char *text)
 {
-    if (!speaks)
+    if (!speaks || quiet)
         return;
     close_progress();
     fputs(text, stdout);

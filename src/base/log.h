@@ -9,12 +9,16 @@
 /* Whether this process speaks at all (rank 0), and whether it says what only verbose runs say. */
 void log_open(bool speaks, bool verbose);
 
+/* From now on nothing is said but errors and warnings. */
+void log_quiet(void);
+
 /* A line, flushed; no newline needed. */
 void log_line(const char *format, ...) PRINTF_LIKE(1, 2);
 void log_verbose(const char *format, ...) PRINTF_LIKE(1, 2);
 
-/* A line that replaces the last progress line where output is a terminal, and a line of its own elsewhere. */
-void log_progress(const char *format, ...) PRINTF_LIKE(1, 2);
+/* A line on how far the work is, `done` from 0 to 1: behind a bar, in the place of the last such line, where output is
+ * a terminal, and a line of its own elsewhere. */
+void log_progress(double done, const char *format, ...) PRINTF_LIKE(2, 3);
 
 /* A text of any length as it is. */
 void log_text(const char *text);

@@ -118,6 +118,7 @@ enum {
     K(run, digest_every, COUNT, "0", 0, STEPS_MAX, "steps", \
       "from one digest of the weights to the next, as --digest prints for /model; 0: none") \
     K(run, verbose, LOGICAL, ".false.", 0, 0, "", "tell more on the way") \
+    K(run, quiet, LOGICAL, ".false.", 0, 0, "", "train and evaluate without a word but warnings and errors") \
     K(run, sample_every, COUNT, "0", 0, STEPS_MAX, "steps", \
       "from one sampled text (&generate) to the next; 0: none") \
     K(run, wall_minutes, REAL, "0", AT_LEAST(0), AT_MOST(1e9), "minutes", \

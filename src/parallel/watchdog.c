@@ -214,7 +214,7 @@ static void forget_records(void)
     free(dog.node);
 }
 
-/* The thread takes no signals: those are the main thread's. */
+/* The thread takes no signals: another waits for those. */
 static int start_thread(struct err *err)
 {
     sigset_t all, before;

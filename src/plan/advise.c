@@ -7,7 +7,8 @@
 #include "base/memory.h"
 
 enum {
-    MOST_OPTIONS = 8
+    MOST_OPTIONS = 8,
+    MOST_SIZES = 16
 };
 
 static void add_option(const struct planning *planning, const struct candidate *candidate, const char *change,
@@ -114,14 +115,65 @@ static struct diagnose_input input_of(const struct planning *planning, const str
                                    .activations = (double)most->activations};
 }
 
-/* Completes the input by other choices where memory does not suffice. */
+/* Seconds of a step; NAN where the candidate is impossible. */
+static double step_seconds(const struct planning *planning, const struct candidate *candidate)
+{
+    struct forecast forecast;
+    struct err err;
+    if (forecast_make(&forecast, planning, candidate, &err) < 0)
+        return NAN;
+    double seconds = forecast.estimate.step_seconds;
+    forecast_fini(&forecast);
+    return seconds;
+}
+
+/* Times with microbatches up to 64 times larger or smaller, those nearest to the present ones first. */
+static int make_sizes(const struct planning *planning, const struct candidate *now, double seconds, int *sizes,
+                      double *times)
+{
+    int count = 0;
+    int64_t sequences = (int64_t)now->microbatches * now->microbatch_size;
+    for (int k = 2; k <= 64 && count + 2 <= MOST_SIZES; k++) {
+        struct candidate larger = *now, smaller = *now;
+        larger.microbatch_size = now->microbatch_size * k;
+        smaller.microbatch_size = now->microbatch_size / k;
+        struct candidate *both[] = {&larger, &smaller};
+        const bool possible[] = {now->microbatches % k == 0, now->microbatch_size % k == 0};
+        for (int i = 0; i < 2; i++) {
+            if (!possible[i])
+                continue;
+            both[i]->microbatches = (int)(sequences / both[i]->microbatch_size);
+            double then = step_seconds(planning, both[i]);
+            if (isfinite(then)) {
+                sizes[count] = both[i]->microbatch_size;
+                times[count++] = then / seconds;
+            }
+        }
+    }
+    return count;
+}
+
+/* Completes the input by forecasts of other choices: of less memory where it does not suffice, and of faster ones where
+ * the machine's times are known. */
 static int diagnose_with_options(const struct planning *planning, const struct candidate *c,
                                  struct diagnose_input *input, struct finding *findings)
 {
     struct diagnose_option options[MOST_OPTIONS];
+    int sizes[MOST_SIZES];
+    double times[MOST_SIZES];
     if (input->memory > input->memory_limit)
         input->option_count = make_options(planning, c, options);
     input->options = options;
+    if (planning->machine.known && c->schedule != SCHEDULE_CSV) {
+        double now = step_seconds(planning, c);
+        struct candidate eager = *c;
+        eager.schedule = SCHEDULE_EAGER_1F1B;
+        input->sizes = sizes;
+        input->size_times = times;
+        input->size_count = make_sizes(planning, c, now, sizes, times);
+        if (c->schedule == SCHEDULE_1F1B)
+            input->eager_time = step_seconds(planning, &eager) / now;
+    }
     return diagnose(input, findings);
 }
 

@@ -151,18 +151,24 @@ static double relative_time(const struct diagnose_input *in, double k)
     return (in->microbatches / k + turns) * k * now / then / (in->microbatches + turns);
 }
 
-/* The best size of the microbatch, as a multiple of the present one, with the same sequences in a step. */
-static int best_size(const struct diagnose_input *in)
+/* Another size of the microbatch, with the same sequences in a step, and the step's time relative to now. */
+struct resized {
+    int size;
+    double time;
+};
+
+/* The best one that is larger, or smaller; the present one where there is none better. */
+static struct resized best_size(const struct diagnose_input *in, bool larger)
 {
     int64_t sequences = (int64_t)in->microbatches * in->microbatch_size;
-    int best = in->microbatch_size;
-    double least = 1;
-    for (int size = 1; size <= sequences && size <= 64 * in->microbatch_size; size++) {
+    struct resized best = {in->microbatch_size, 1 - 1e-9};
+    for (int i = 0; i < in->size_count; i++)
+        if ((in->sizes[i] > in->microbatch_size) == larger && in->size_times[i] < best.time)
+            best = (struct resized){in->sizes[i], in->size_times[i]};
+    for (int size = 1; in->size_count == 0 && size <= sequences && size <= 64 * in->microbatch_size; size++) {
         double time = sequences % size == 0 ? relative_time(in, (double)size / in->microbatch_size) : INFINITY;
-        if (time < least * (1 - 1e-9)) {
-            least = time;
-            best = size;
-        }
+        if ((size > in->microbatch_size) == larger && time < best.time)
+            best = (struct resized){size, time};
     }
     return best;
 }
@@ -177,11 +183,11 @@ static bool check_few(const struct diagnose_input *in, struct finding *out)
              "%.1f%% of the ranks' time is idle; %d microbatches do not fill %d pipeline ranks with %d chunk%s, which "
              "leaves %.1f%% idle at best",
              100 * in->bubble, in->microbatches, in->ranks, in->chunks, in->chunks == 1 ? "" : "s", 100 * empty);
-    int size = best_size(in);
-    if (size < in->microbatch_size) {
-        out->gain = 1 - relative_time(in, (double)size / in->microbatch_size);
-        snprintf(out->change, sizeof out->change, "microbatch_size = %d  microbatches = %d", size,
-                 in->microbatches * in->microbatch_size / size);
+    const struct resized best = best_size(in, false);
+    if (best.size < in->microbatch_size) {
+        out->gain = 1 - best.time;
+        snprintf(out->change, sizeof out->change, "microbatch_size = %d  microbatches = %d", best.size,
+                 in->microbatches * in->microbatch_size / best.size);
     }
     if (out->gain < GAIN) { /* more sequences in a step: the gain is for each of them */
         int more = (int)ceil(turns * (1 - BUBBLE / 2) / (BUBBLE / 2));
@@ -194,21 +200,19 @@ static bool check_few(const struct diagnose_input *in, struct finding *out)
 
 static bool check_many(const struct diagnose_input *in, struct finding *out)
 {
-    int size = best_size(in);
-    if (!in->machine || in->machine->matmul_gflop.count == 0 || size <= in->microbatch_size)
+    const struct resized best = best_size(in, true);
+    if (!in->machine || in->machine->matmul_gflop.count == 0 || 1 - best.time < GAIN)
         return false;
-    double k = (double)size / in->microbatch_size, gain = 1 - relative_time(in, k);
-    if (gain < GAIN)
-        return false;
+    double k = (double)best.size / in->microbatch_size, gain = 1 - best.time;
     double now = machine_efficiency(in->machine, 1e9 * in->product_gflop);
     double then = machine_efficiency(in->machine, 1e9 * in->product_gflop * k);
     *out = (struct finding){.what = DIAGNOSE_MANY_MICROBATCHES, .figure = 1 - now / then, .gain = gain};
     snprintf(out->cause, sizeof out->cause,
              "microbatches of %d sequences make products of %.3g Gflop, which reach %.0f%% of the peak; those of %d "
              "reach %.0f%%",
-             in->microbatch_size, in->product_gflop, 100 * now, size, 100 * then);
-    snprintf(out->change, sizeof out->change, "microbatch_size = %d  microbatches = %d", size,
-             (int)((int64_t)in->microbatches * in->microbatch_size / size));
+             in->microbatch_size, in->product_gflop, 100 * now, best.size, 100 * then);
+    snprintf(out->change, sizeof out->change, "microbatch_size = %d  microbatches = %d", best.size,
+             (int)((int64_t)in->microbatches * in->microbatch_size / best.size));
     return true;
 }
 
@@ -253,9 +257,10 @@ static bool check_traffic(const struct diagnose_input *in, struct finding *out)
         snprintf(out->change, sizeof out->change, "chunks = %d%s: fewer messages", in->chunks - 1,
                  in->chunks == 2 ? " with schedule = 'eager-1f1b'" : "");
         out->gain = share / in->chunks;
-    } else if (in->schedule == SCHEDULE_1F1B) {
+    } else if (in->schedule == SCHEDULE_1F1B && in->eager_time < 1 - GAIN) {
         snprintf(out->change, sizeof out->change, "schedule = 'eager-1f1b', which hides messages behind computations");
-        out->gain = share * (1 - fmin(1, (in->ranks - 1.0) / in->microbatches));
+        out->gain =
+            in->eager_time > 0 ? 1 - in->eager_time : share * (1 - fmin(1, (in->ranks - 1.0) / in->microbatches));
     } else {
         snprintf(out->change, sizeof out->change, "grid.pipeline below %d, or sequence_parallel with tensor ranks",
                  in->ranks);

@@ -38,6 +38,13 @@ struct diagnose_input {
     const struct machine_settings *machine; /* its curve of efficiencies; none: small microbatches are not judged */
     double product_gflop;                   /* operations of the layers' average matrix product */
 
+    /* Other sizes of microbatches for the same sequences of a step, and the step's time with them relative to now, by
+     * forecasts; none: by the number of microbatches and the curve alone. */
+    const int *sizes;
+    const double *size_times;
+    int size_count;
+    double eager_time; /* relative time with 'eager-1f1b', by a forecast; 0: unknown */
+
     double memory, memory_limit; /* bytes on the rank that holds most, of a device; limit INFINITY: none */
     double activations;          /* the part of memory that is activations */
     int live;                    /* activation sets alive at once on that rank */

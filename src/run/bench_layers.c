@@ -68,7 +68,7 @@ static void make_weights(struct subject *subject)
 static void make_tokens(struct subject *subject)
 {
     const struct bench *bench = subject->bench;
-    int64_t rows = bench->context.circumstances.sequences * bench->model.sequence;
+    int64_t rows = subject->context.circumstances.sequences * bench->model.sequence;
     subject->tokens = allocate((size_t)rows, sizeof *subject->tokens);
     for (int64_t row = 0; row < rows; row++)
         subject->tokens[row] = (int32_t)(row * 7919 % bench->settings->model.vocabulary);
@@ -148,10 +148,25 @@ static void time_layer(struct bench *bench, int layer, int kind, const struct ci
     subject_destroy(&subject);
 }
 
-/* The first layer of each kind, and again where it does other work when several microbatches are under way. */
+/* Once, and again where the layer does other work when several microbatches are under way. */
+static void time_variants(struct bench *bench, int layer, int kind, struct circumstances circumstances)
+{
+    const struct layer *item = &bench->model.layers[layer];
+    circumstances.live = 1;
+    struct layer_costs one = item->kind->costs(item, &circumstances);
+    time_layer(bench, layer, kind, &circumstances);
+    circumstances.live = 2;
+    if (item->kind->costs(item, &circumstances).input_gradient != one.input_gradient)
+        time_layer(bench, layer, kind, &circumstances);
+}
+
+/* The first layer of each kind in every recompute mode; in the one that is asked for also with microbatches of a
+ * quarter and of four times the size, as far as a step has so many sequences: what each computation takes besides its
+ * operations shows in how its time grows. */
 void bench_layers(struct bench *bench)
 {
     const struct model *model = &bench->model;
+    const struct pipeline_settings *asked = &bench->settings->pipeline;
     int *kinds = allocate((size_t)model->layer_count, sizeof *kinds);
     struct circumstances circumstances = bench->context.circumstances;
     int count = cost_kinds(model, &circumstances, kinds);
@@ -160,15 +175,18 @@ void bench_layers(struct bench *bench)
         int layer = 0;
         while (kinds[layer] != kind)
             layer++;
-        const struct layer *item = &model->layers[layer];
         for (int recompute = RECOMPUTE_NONE; recompute <= RECOMPUTE_FULL; recompute++) {
-            circumstances.recompute = (enum recompute_choice)recompute;
-            circumstances.live = 1;
-            struct layer_costs one = item->kind->costs(item, &circumstances);
-            time_layer(bench, layer, kind, &circumstances);
-            circumstances.live = 2;
-            if (item->kind->costs(item, &circumstances).input_gradient != one.input_gradient)
-                time_layer(bench, layer, kind, &circumstances);
+            struct circumstances own = circumstances;
+            own.recompute = (enum recompute_choice)recompute;
+            time_variants(bench, layer, kind, own);
+            if (own.recompute != asked->recompute)
+                continue;
+            own.sequences = circumstances.sequences / 4;
+            if (own.sequences > 0)
+                time_variants(bench, layer, kind, own);
+            own.sequences = circumstances.sequences * 4;
+            if (own.sequences <= circumstances.sequences * asked->microbatches)
+                time_variants(bench, layer, kind, own);
         }
     }
     free(kinds);

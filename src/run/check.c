@@ -208,6 +208,8 @@ int check_settings(struct settings *settings, int world_size, struct err *err)
     if (mode == MODE_GENERATE)
         return err_set(err, "&run mode = '%s' is not built yet; 'train', 'evaluate', 'plan' and 'bench' are",
                        mode_names[mode]);
+    if (settings->run.verbose && settings->run.quiet)
+        return err_set(err, "&run verbose and quiet contradict each other; set one of them");
     if (check_built(settings, err) < 0 || check_model(settings, err) < 0 || machine_check(settings, err) < 0)
         return -1;
     if (mode == MODE_PLAN && settings->plan.devices > 0)

@@ -83,6 +83,8 @@ static enum exit_code run_watched(const struct job *job, struct settings *settin
 {
     struct err err;
     bool is_new = job->world->rank == 0 && !file_exists(settings->run.output);
+    if (settings->run.quiet)
+        log_quiet();
     if (mode_watch(job, settings, &err) < 0)
         return mode_refuse(&err);
     enum exit_code code = settings->run.mode == MODE_TRAIN ? mode_train(job, settings) : mode_evaluate(job, settings);

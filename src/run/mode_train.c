@@ -91,7 +91,8 @@ static void show_step(const struct training *t, const struct step_result *step)
 {
     int64_t number = trainer_steps_done(t->trainer);
     double left = (double)(t->last_step - number) * t->seconds / (double)(number - t->first_step + 1);
-    log_progress("step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f tokens/s  bubble %.3f%s%s", (long long)number,
+    log_progress((double)number / (double)t->settings->run.steps,
+                 "step %lld/%lld  loss %.4f  norm %.3f  lr %.2e  %.0f tokens/s  bubble %.3f%s%s", (long long)number,
                  (long long)t->settings->run.steps, step->loss, step->gradient_norm, step->learning_rate,
                  (double)tokens_per_step(t->settings) / step->seconds, step->bubble, left > 0 ? "  left " : "",
                  left > 0 ? text_duration(left).text : "");
@@ -190,8 +191,11 @@ static void summarize(const struct training *t, struct err *err)
              entropy, entropy / log(2), unit, unit);
     log_line("  throughput        %.0f tokens/s over %s", (double)(steps * tokens_per_step(s)) / t->seconds,
              text_duration(t->seconds).text);
-    log_line("  bubble            %.3f measured, %.3f expected from the declared operations",
-             t->bubbles / (double)steps, trainer_expected_bubble(t->trainer));
+    const struct expectation expected = trainer_expected(t->trainer);
+    log_line("  bubble            %.3f measured, %.3f expected", t->bubbles / (double)steps, expected.bubble);
+    if (isfinite(expected.seconds))
+        log_line("  step              %s on average, %s expected", text_duration(t->seconds / (double)steps).text,
+                 text_duration(expected.seconds).text);
     log_text(text_string(&memory));
     log_text(text_string(&findings));
     log_line("  metrics           %s/metrics.jsonl", s->run.output);

@@ -12,8 +12,8 @@ enum stop_reason {
     STOP_WALL
 };
 
-/* From now on signals are requests. Time for wall_minutes counts from here: call it first of all, before there are other
- * threads. */
+/* From now on signals are requests. Time for wall_minutes counts from here: call it first of all, before there are
+ * other threads. */
 void stop_open(void);
 
 /* This process says so when a second signal ends it: rank 0. */

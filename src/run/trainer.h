@@ -38,7 +38,7 @@ int trainer_create(struct trainer **trainer, const struct job *job, struct setti
 void trainer_destroy(struct trainer *trainer); /* collective; NULL is allowed */
 
 /* Says on rank 0 what will run: grid, stages, parameters, memory, batch. */
-void trainer_describe(const struct trainer *trainer);
+void trainer_describe(struct trainer *trainer);
 
 /* Weights and moments from a checkpoint; `whole` takes the moments, step and consumed samples too. Collective. */
 int trainer_load(struct trainer *trainer, const char *path, bool whole, struct err *err);
@@ -63,9 +63,14 @@ int trainer_end_trace(struct trainer *trainer, double origin, struct err *err);
 
 int64_t trainer_steps_done(const struct trainer *trainer);
 
-/* The bubble that the training schedule has when every layer takes as long as its declared operations say and messages
- * take no time. */
-double trainer_expected_bubble(const struct trainer *trainer);
+/* What the training steps were expected to be like by trainer_describe, on rank 0: by the machine's times where they
+ * are known, else as if every layer took as long as its declared operations say and messages no time. */
+struct expectation {
+    double bubble;
+    double seconds; /* of a step; NAN: unknown */
+};
+
+struct expectation trainer_expected(const struct trainer *trainer);
 
 /* The digest of the weights: what `--digest` prints for /model of a checkpoint of this step. Collective. */
 uint64_t trainer_digest(struct trainer *trainer);

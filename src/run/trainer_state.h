@@ -34,6 +34,7 @@ struct trainer {
     struct gradients *gradients;
 
     struct footprint memory;
+    struct expectation expected;
     size_t resident; /* bytes of the process before it took that memory, with a matrix product already done */
     float *weights, *gradient_arena, *first_moment, *second_moment;
     char *computed; /* what computations read of the weights: an arena of its own, or the weights themselves */
