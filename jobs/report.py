@@ -23,6 +23,8 @@ import timeline
 from chart import Series
 
 RECENT = 20  # steps that figures of speed are the median of
+TIMES = {"busy": "computing", "fill": "filling the pipeline", "drain": "draining it",
+         "imbalance": "waiting for slower stages", "communication": "waiting for messages"}
 PARTS = ("weights", "gradients", "moments", "activations", "buffers", "workspace")
 
 STYLE = """
@@ -324,14 +326,17 @@ def prediction_section(run):
     ranks = run.predicted.get("memory_bytes")
     bars = [(f"rank {p}", [memory.get(part, 0) if number(memory.get(part)) else 0 for part in PARTS])
             for p, memory in enumerate(ranks if isinstance(ranks, list) else []) if isinstance(memory, dict)]
-    peak = run.recent("peak_memory_bytes")
+    peak, told = run.recent("peak_memory_bytes"), [
+        (f"rank {rank.get('pipeline', '?')}", in_bytes(rank["predicted_bytes"]), in_bytes(rank["measured_bytes"]))
+        for rank in ranks_of(run.diagnosis, "predicted_bytes", "measured_bytes")]
+    held = table(("Memory of each pipeline rank", "predicted", "measured"), told) if told else ""
     memory = bars and (f"<h3>Memory of each pipeline rank, predicted</h3>"
                        f"{keys(*((f's{i}', part) for i, part in enumerate(PARTS)))}<div class=wide>"
                        + chart.bar_chart(bars, PARTS, in_bytes, ("measured on the fullest", peak) if peak else None)
                        + "</div><p class=soft><small>Measured is all that the process holds, libraries, too."
                          "</small></p>")
     figures_table = table(("", "predicted", "measured", "difference"), rows) if rows else ""
-    return section("Against the prediction", figures_table, idle_table(run), memory or "")
+    return section("Against the prediction", figures_table, idle_table(run), memory or "", held)
 
 
 def idle_table(run):
@@ -350,6 +355,23 @@ def idle_table(run):
     rows = [(f"rank {name}", f"{predicted[name]:.3f}" if name in predicted else "", f"{share:.3f}")
             for name, share in shares(run.measured_time)[:timeline.MOST_RANKS]]
     return "<h3>Idle part of the traced step</h3>" + table(("", "predicted", "measured"), rows)
+
+
+def ranks_of(diagnosis, *keys):
+    """The pipeline ranks of a run's diagnosis, where each has these figures."""
+    ranks = diagnosis.get("ranks") if isinstance(diagnosis, dict) else None
+    whole = isinstance(ranks, list) and all(isinstance(rank, dict) and all(number(rank.get(key)) for key in keys)
+                                            for rank in ranks)
+    return ranks if whole else []
+
+
+def times_chart(run):
+    """Where the time of the step went that the run has diagnosed, up to the last backward."""
+    rows = [(f"rank {rank.get('pipeline', '?')}", [max(rank[key], 0) for key in TIMES])
+            for rank in ranks_of(run.diagnosis, *TIMES)]
+    return rows and (f"<h3>Where the time of step {text(run.diagnosis.get('step', '?'))} went</h3>"
+                     f"{keys(*((f's{i}', name) for i, name in enumerate(TIMES.values())))}"
+                     f"<div class=wide>{chart.bar_chart(rows, list(TIMES.values()), in_seconds)}</div>")
 
 
 def finding(found):
@@ -373,6 +395,7 @@ def diagnosis_section(run):
     measured, planned = findings_of(run.diagnosis), findings_of(run.plan) if run.predicted else []
     parts = []
     if isinstance(run.diagnosis, (list, dict)):
+        parts.append(times_chart(run) or "")
         parts.append("<h3>Measured</h3>" + ("".join(map(finding, measured)) or "<p>Nothing is wrong.</p>"))
     if run.predicted:
         parts.append("<h3>Predicted</h3>" + ("".join(map(finding, planned)) or "<p>Nothing is wrong.</p>"))

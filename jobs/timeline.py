@@ -106,8 +106,8 @@ def read_trace(path, step=None):
     steps = steps_of(spans)
     if not any(span["name"] in SPANS for span in spans) or (step is not None and steps and step not in steps):
         raise Unusable(f"{path} has no computations{'' if step is None else f' of step {step}'}; steps: {steps}")
-    begin, end, starts = window(spans, step if step in steps else next(iter(steps), None))
-    predicted = not steps
+    step = step if step in steps else next(iter(steps), None)  # None: predicted
+    begin, end, starts = window(spans, step)
     boxes, stages = [], collections.defaultdict(set)
     for span in spans:
         if span["name"] in SPANS and "stage" in span["args"]:
@@ -116,13 +116,16 @@ def read_trace(path, step=None):
         strip, args = span["name"] in STRIP, span["args"]
         if span["name"] not in SPANS and not strip or not begin <= span["ts"] <= end:
             continue
+        # One rank may still end the step before, or evaluate already; sums over data ranks do not know their step
+        if (args.get("step", step) if strip else args.get("step")) != step:
+            continue
         chunk = sorted(stages[span["pid"]]).index(args["stage"]) if args.get("stage") in stages[span["pid"]] else 0
         first, last = (max(0, min(time, end) - begin) / 1e3 for time in (span["ts"], span["ts"] + span["dur"]))
         boxes.append(Span(span["pid"], first, last, "C" if strip else SPANS[span["name"]],
                           str(args.get("microbatch", "")), chunk, strip))
     ranks = {pid: re.sub(r" \(.*| ?predicted p", "", names.get(pid, str(pid))).replace("rank ", "") for pid in
              sorted({box.rank for box in boxes})}
-    title = "predicted" if predicted else f"measured, step {steps[0] if step is None else step}"
+    title = "predicted" if step is None else f"measured, step {step}"
     return timeline_of(title, "ms", ranks, boxes, starts)
 
 

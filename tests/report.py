@@ -89,6 +89,12 @@ def check_whole(folder):
            "the last losses, as written")
     tap.is_equal(text.count('class="dot s1"'), len(run.metrics("validation_loss")), "a dot for each validation")
     tap.ok("measured, step 3" in text and "predicted" in text, "the traced step and the predicted one")
+    with open(os.path.join(folder, "run", "diagnosis.json"), encoding="ascii") as file:
+        diagnosis = json.load(file)
+    tap.ok(f"Where the time of step {diagnosis['step']} went" in text and text.count('class="bars"') == 2
+           and "Memory of each pipeline rank</th>" in text
+           and all(html.escape(found["cause"]) in text for found in diagnosis["findings"]),
+           "what the run says of itself: times, memory and findings")
     text, _ = make(folder, "run", "--step", "4")
     tap.ok("measured, step 4" in text, "another step")
     text, _ = make(folder, "run", "--step", "7")
