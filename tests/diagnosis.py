@@ -51,6 +51,12 @@ def busy_seconds(told):
     return max(rank["busy"] for rank in told.all["ranks"])
 
 
+def ends_idle(told):
+    """The part of the time in which the pipeline fills and drains."""
+    idle = sum(rank["fill"] + rank["drain"] for rank in told.all["ranks"])
+    return idle / (P * told.all["makespan"])
+
+
 def check_balance(folder):
     told = Told(folder, "uneven", "pipeline.balance=explicit", "pipeline.stage_layers=1,5")
     for p, rank in enumerate(told.all["ranks"]):
@@ -84,7 +90,7 @@ def check_few(folder):
     finding = told.finding("few microbatches")
     tap.ok(told.all["bubble"] > 0.4 and abs(finding["figure"] - told.all["bubble"]) < 1e-6, "one microbatch, half idle")
     mended = Told(folder, "more", *changes(finding["change"].split(" with ")[0]))
-    tap.ok(mended.all["bubble"] < told.all["bubble"] - 0.05, f"mended by {finding['change']}")
+    tap.ok(ends_idle(mended) < ends_idle(told) - 0.1, f"mended by {finding['change']}")
 
 
 def check_many(folder):
@@ -92,8 +98,7 @@ def check_many(folder):
     told = Told(folder, "many", "pipeline.microbatches=24", "pipeline.microbatch_size=1", "machine.peak_gflops=100",
                 "machine.matmul_gflop=0.001,0.1", "machine.matmul_efficiency=0.1,0.9")
     finding = told.finding("many microbatches")
-    tap.ok(finding["figure"] > 0.1 and finding["gain"] > 0.1 and "pipeline.microbatch_size=" in
-           changes(finding["change"])[0], f"larger ones: {finding['change']}")
+    tap.ok(finding["figure"] > 0.1 and finding["gain"] > 0.1, f"larger ones: {finding['change']}")
     proposed = dict(word.split("=") for word in changes(finding["change"]))
     tap.is_equal(int(proposed["pipeline.microbatch_size"]) * int(proposed["pipeline.microbatches"]), 24,
                  "of the same sequences")
@@ -106,7 +111,8 @@ def check_memory(folder):
     tap.ok("&plan memory_gib = 0.02" in result.errors and result.errors.count("\n") == 1, "one message")
     cut = ["pipeline.balance=explicit", "pipeline.stage_layers=3,3"]
     explicit = tiny.run(folder, "explicit", P, *choose(*large, *cut))
-    tap.ok(explicit.code == 2 and "which is more than &plan memory_gib = 0.02" in explicit.errors, "also of a given cut")
+    told = "which is more than &plan memory_gib = 0.02" in explicit.errors
+    tap.ok(explicit.code == 2 and told, "also of a given cut")
     found = re.search(r"finding +memory: (.*)\n +change: (.*)\n", result.out)
     if tap.ok(found and "activations of up to 16 microbatches" in found[1], "the cause is told"):
         proposed = changes(found[2].split(":")[0])

@@ -168,7 +168,7 @@ static void test_mistakes(void)
     refuses("model", "layers = 3*4", 12, 1, "'layers' takes one value, found 3", "");
     refuses("model", "layers(1) = 4", 1, 6, "'layers' is not a list", "write layers = ...");
     refuses("run", "verbose = 1", 11, 1, "'verbose' takes a logical, found 1", "write .true. or .false.");
-    refuses("run", "hang_seconds = -1", 16, 1, "'hang_seconds' = -1 is out of range", "allowed: >= 0 and <= 1e+09");
+    refuses("run", "hang_seconds = -1", 16, 2, "'hang_seconds' = -1 is out of range", "allowed: >= 0 and <= 1e+09");
     refuses("run", "wall_minutes = 1e400", 16, 5, "'wall_minutes' = 1e400 is out of range",
             "allowed: >= 0 and <= 1e+09");
     refuses("run", "wall_minutes = 1e-400", 16, 6, "'wall_minutes' = 1e-400 is too small for a real", "write 0.0");
