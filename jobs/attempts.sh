@@ -54,17 +54,19 @@ is_silent() {
     [ -z "$(find "$1" -maxdepth 1 -type f -newermt "-${SILENCE:-3600} seconds" -print -quit)" ]
 }
 
-# run_watched SIGNAL RUN COMMAND...: runs it to its end, whose exit code is $code. SIGTERM, SIGINT and SIGUSR1 to this
-# shell are noted in $signalled and passed on as SIGNAL, '' for not at all. A training that writes nothing for SILENCE
-# seconds (default: 3600) is killed: it ends itself where it hangs, but a launcher may wait forever for ranks whose end
-# it was not told. A longer SILENCE is needed where log_every or evaluations keep metrics.jsonl as it is for longer.
+# run_watched STOP RUN COMMAND...: runs it to its end, whose exit code is $code. SIGTERM, SIGINT and SIGUSR1 to this
+# shell are noted in $signalled and make the file STOP, which asks the training to end ('': the ranks hear of the signal
+# by themselves). They are not passed on: mpiexec may then end with 0 or 6, whatever the ranks end with. A training that
+# writes nothing for SILENCE seconds (default: 3600) is killed: one that hangs ends itself, but a launcher may wait
+# forever for ranks of whose end it was not told. Where log_every or evaluations keep metrics.jsonl as it is for longer,
+# SILENCE has to be longer.
 run_watched() {
-    local passed=$1 run=$2 child timer interrupted
+    local stop=$1 run=$2 child timer interrupted
     shift 2
     signalled='' code=0
     "$@" </dev/null &
     child=$!
-    trap 'signalled=yes interrupted=yes; [ -z "$passed" ] || kill -"$passed" $child 2>/dev/null' TERM INT USR1
+    trap 'signalled=yes interrupted=yes; [ -z "$stop" ] || touch "$stop"' TERM INT USR1
     while kill -0 $child 2>/dev/null; do
         if is_silent "$run"; then
             say "nothing was written into $run for ${SILENCE:-3600} s: killed"
@@ -79,4 +81,5 @@ run_watched() {
         :
     done
     trap - TERM INT USR1
+    [ -z "$signalled" ] || rm -f "$stop" # the training itself may have ended without seeing it
 }

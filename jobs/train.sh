@@ -23,9 +23,9 @@ shift 2
 launcher=${MPIEXEC:-$(sed -n 's/^MPIEXEC = //p; s/^MPIEXEC_NP = //p' "$top/build/Makefile" | tr '\n' ' ')}
 
 while attempt_begins "$run" "$$"; do
-    # shellcheck disable=SC2086 # the launcher holds options
-    run_watched USR1 "$run" $launcher "$ranks" "${PROGRAM:-$top/build/ppmodel}" "$@" run.output="$run" \
-        checkpoint.directory="$run/checkpoints"
+    # shellcheck disable=SC2086 # the launcher holds options; a session of its own keeps a terminal's Ctrl-C from it
+    run_watched "$run/STOP" "$run" setsid -w $launcher "$ranks" "${PROGRAM:-$top/build/ppmodel}" "$@" \
+        run.output="$run" checkpoint.directory="$run/checkpoints"
     [ $code != 75 ] || say "stopped after step $(newest_step "$run"): the same command goes on from there"
     [ -z "$signalled" ] && [ $code != 75 ] && worth_restarting $code "$run" "$$" || exit $code
 done

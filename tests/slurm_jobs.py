@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""jobs/train.sbatch in a Slurm that this test starts and ends: time limits, cancelling, lost ranks and nodes. Whatever
-happens, the job goes on from its newest checkpoint and ends with the weights of an uninterrupted run. TAP."""
+"""jobs/train.sbatch in a Slurm that this test starts and ends: cancelling, lost ranks and nodes. Whatever happens, the
+job goes on from its newest checkpoint and ends with the weights of an uninterrupted run. TAP."""
 import json
 import os
 import re
@@ -17,7 +17,6 @@ TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ENDLESS = 1000000  # steps
 MORE_STEPS = 5  # that a job still has to do once it goes on
 START_SECONDS = 30  # a job trains, ends or starts again after this time at the latest
-LIMIT_SECONDS = 90  # Slurm looks every 30 s whether a job comes near its limit
 OPTIONS = ["--parsable", "--time=5", "--oversubscribe", "--ntasks=2", "--output=job-%j.out"]
 
 # Nothing here depends on `steps` but when the training ends: a run of n steps is the start of a longer one.
@@ -103,17 +102,6 @@ def digest(job):
     return step, next((line.split()[0] for line in out.splitlines() if line.split()[-1] == "/model"), out)
 
 
-def check_time_limit(folder, cluster):
-    job = Job(folder, cluster, "limit", "--time=1", "--signal=USR1@5")
-    job.trains()
-    stopped = wait_for(lambda: "Stopped after" in job.output(), LIMIT_SECONDS)
-    job.goes_on("the time limit comes near")
-    said = re.search(r"Stopped after step (\d+) of \d+ by a signal", job.output())
-    tap.ok(stopped and said and f"from step {said[1]}\n" in job.output(),
-           "the ranks got the signal in time, and the checkpoint of that step is where it went on")
-    return job
-
-
 def check_cancelled(folder, cluster):
     job = Job(folder, cluster, "cancelled")
     job.trains()
@@ -147,7 +135,7 @@ def check_lost_daemon(folder, cluster):
     ranks = job.trains()
     os.kill(slurm_cluster.parent(ranks[0]), signal.SIGKILL)
     job.goes_on("slurmstepd killed")
-    tap.ok(not cluster.ranks(PROGRAM), "slurmstepd killed: no rank stays behind")
+    tap.ok(wait_for(lambda: not cluster.ranks(PROGRAM)), "slurmstepd killed: no rank stays behind")
     return job
 
 
@@ -157,6 +145,19 @@ def check_lost_node(folder, cluster):
     cluster.lose_node()
     job.goes_on("a node lost")
     return job
+
+
+def check_for_good(folder, cluster):
+    """The way to end a training that has a long checkpoint to write."""
+    job = Job(folder, cluster, "good")
+    job.trains()
+    cluster.command("scontrol", "update", f"JobId={job.number}", "Requeue=0")
+    cluster.command("scancel", "--signal=USR1", job.number)
+    wait_for(job.is_over)
+    state = job.show("JobState"), job.show("ExitCode"), job.restarts()
+    if not tap.ok(state == ("FAILED", "75:0", 0) and wait_for(lambda: "Stopped after" in job.output()),
+                  "not to be started again, a signal ends it for good"):
+        tap.note(f"{state}\n{job.output()[-2000:]}")
 
 
 def check_in_vain(folder, cluster):
@@ -197,8 +198,9 @@ def main():
         tiny.prepare(folder)
         check_wrong_input(folder, cluster)
         check_in_vain(folder, cluster)
+        check_for_good(folder, cluster)
         jobs = [check(folder, cluster) for check in (check_lost_rank, check_lost_daemon, check_lost_node,
-                                                     check_cancelled, check_time_limit)]
+                                                     check_cancelled)]
         check_weights(folder, jobs)
     tap.done()
 
