@@ -47,21 +47,6 @@ int file_make_folders(const char *path, struct err *err)
     return result;
 }
 
-int file_check_folder(const char *path, struct err *err)
-{
-    char *part = copy_text(path);
-    while (access(part, F_OK) != 0 && errno == ENOENT && strcmp(part, ".") != 0) { /* the one above */
-        char *slash = strrchr(part, '/');
-        if (slash)
-            slash[slash == part] = '\0';
-        else
-            memcpy(part, ".", 2);
-    }
-    int result = access(part, W_OK | X_OK) == 0 ? 0 : system_error(err, part, "no files can be made there");
-    free(part);
-    return result;
-}
-
 bool file_exists(const char *path)
 {
     return access(path, F_OK) == 0;

@@ -11,10 +11,6 @@
 /* Makes the folder and those above it where they are missing, and sees that files can be written there. */
 int file_make_folders(const char *path, struct err *err);
 
-/* Whether files can be made in the folder, or in the one that it will be made in: on a file system that may be written
- * to, by this user. Makes nothing. */
-int file_check_folder(const char *path, struct err *err);
-
 /* Whether there is something of this name; removes a folder if it is empty. */
 bool file_exists(const char *path);
 void file_remove_empty(const char *path);

@@ -9,7 +9,6 @@
 #include "base/memory.h"
 #include "base/trace.h"
 #include "io/dataset.h"
-#include "io/file.h"
 #include "model/family.h"
 #include "parallel/agree.h"
 #include "parallel/flight.h"
@@ -321,9 +320,7 @@ static int prepare(struct training *t, struct err *err)
     t->first_step = trainer_steps_done(t->trainer) + 1;
     t->last_step = s->run.stop_at > 0 ? s->run.stop_at : s->run.steps;
     int result = 0;
-    if (t->job->world->rank == 0 && s->checkpoint.directory[0]) /* said now, not after hours of training */
-        result = file_check_folder(s->checkpoint.directory, err);
-    if (t->job->world->rank == 0 && result == 0)
+    if (t->job->world->rank == 0)
         result = metrics_open(&t->metrics, s->run.output, t->first_step - 1, err);
     return agree(t->job->world, result, err);
 }
