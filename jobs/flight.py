@@ -98,8 +98,11 @@ def read_record(path):
 
 
 def read_json(path):
-    with open(path, encoding="utf-8") as file:
-        text = json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            text = json.load(file)
+    except ValueError:  # not written to its end
+        return None
     if "run" not in text:
         return None
     found = Rank(text["rank"], text["run"], text["size"], text["wall"], text["host"], text["process"],

@@ -99,7 +99,7 @@ def check_stuck(folder, case, stop, go_on, verdict, name):
 
 def check_files(job, ranks, rank, found, name):
     """flight-<rank>.json of each rank, and what jobs/flight.py makes of them."""
-    names = sorted(os.path.basename(path) for path in glob.glob(os.path.join(job.folder, "*.json")))
+    names = sorted(os.path.basename(path) for path in glob.glob(os.path.join(job.folder, "flight-*.json")))
     tap.is_equal(names, sorted(f"flight-{other}.json" for other in range(ranks)), f"{name}: a JSON file of each rank")
     code, out, errors = tap.run(sys.executable, FLIGHT, job.folder)
     first = out.split("\n")[0]
