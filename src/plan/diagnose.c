@@ -157,17 +157,17 @@ struct resized {
     double time;
 };
 
-/* The best one that is larger, or smaller; the present one where there is none better. */
-static struct resized best_size(const struct diagnose_input *in, bool larger)
+/* The best one; the present one where there is none better. */
+static struct resized best_size(const struct diagnose_input *in)
 {
     int64_t sequences = (int64_t)in->microbatches * in->microbatch_size;
     struct resized best = {in->microbatch_size, 1 - 1e-9};
     for (int i = 0; i < in->size_count; i++)
-        if ((in->sizes[i] > in->microbatch_size) == larger && in->size_times[i] < best.time)
+        if (in->size_times[i] < best.time)
             best = (struct resized){in->sizes[i], in->size_times[i]};
     for (int size = 1; in->size_count == 0 && size <= sequences && size <= 64 * in->microbatch_size; size++) {
         double time = sequences % size == 0 ? relative_time(in, (double)size / in->microbatch_size) : INFINITY;
-        if ((size > in->microbatch_size) == larger && time < best.time)
+        if (time < best.time)
             best = (struct resized){size, time};
     }
     return best;
@@ -183,7 +183,7 @@ static bool check_few(const struct diagnose_input *in, struct finding *out)
              "%.1f%% of the ranks' time is idle; %d microbatches do not fill %d pipeline ranks with %d chunk%s, which "
              "leaves %.1f%% idle at best",
              100 * in->bubble, in->microbatches, in->ranks, in->chunks, in->chunks == 1 ? "" : "s", 100 * empty);
-    const struct resized best = best_size(in, false);
+    const struct resized best = best_size(in);
     if (best.size < in->microbatch_size) {
         out->gain = 1 - best.time;
         snprintf(out->change, sizeof out->change, "microbatch_size = %d  microbatches = %d", best.size,
@@ -200,8 +200,9 @@ static bool check_few(const struct diagnose_input *in, struct finding *out)
 
 static bool check_many(const struct diagnose_input *in, struct finding *out)
 {
-    const struct resized best = best_size(in, true);
-    if (!in->machine || in->machine->matmul_gflop.count == 0 || 1 - best.time < GAIN)
+    const struct resized best = best_size(in);
+    if (!in->machine || in->machine->matmul_gflop.count == 0 || best.size <= in->microbatch_size ||
+        1 - best.time < GAIN)
         return false;
     double k = (double)best.size / in->microbatch_size, gain = 1 - best.time;
     double now = machine_efficiency(in->machine, 1e9 * in->product_gflop);

@@ -10,7 +10,6 @@
 
 /* Repetitions: as many as fit into a short time, within bounds. */
 #define FEWEST 5
-#define MOST 101
 #define SECONDS 0.25
 
 static int compare(const void *a, const void *b)
@@ -27,23 +26,28 @@ static double time_once(const struct bench *bench, void (*run)(void *of), void *
     return clock_seconds() - begin;
 }
 
+double bench_median(const struct bench *bench, double *times, int count)
+{
+    qsort(times, (size_t)count, sizeof *times, compare);
+    double median = times[count / 2];
+    control_max(bench->job->world, &median, 1);
+    return median;
+}
+
 double bench_time(const struct bench *bench, void (*run)(void *of), void *of)
 {
     struct communicator *world = bench->job->world;
     control_barrier(world);
     time_once(bench, run, of); /* caches, pages, threads */
-    double first = time_once(bench, run, of), times[MOST];
+    double first = time_once(bench, run, of), times[BENCH_MOST];
     control_max(world, &first, 1);
-    int count = first > 0 && SECONDS / first < MOST ? (int)(SECONDS / first) : MOST;
+    int count = first > 0 && SECONDS / first < BENCH_MOST ? (int)(SECONDS / first) : BENCH_MOST;
     if (count < FEWEST)
         count = FEWEST;
     control_barrier(world);
     for (int i = 0; i < count; i++)
         times[i] = time_once(bench, run, of);
-    qsort(times, (size_t)count, sizeof *times, compare);
-    double median = times[count / 2];
-    control_max(world, &median, 1);
-    return median;
+    return bench_median(bench, times, count);
 }
 
 void *bench_random(const struct bench *bench, enum element element, size_t bytes)

@@ -21,6 +21,10 @@ struct bench {
 /* The median time of run(of) over enough repetitions, of the slowest rank; seconds. Work queued on the stream is waited
  * for. */
 double bench_time(const struct bench *bench, void (*run)(void *of), void *of);
+#define BENCH_MOST 101 /* repetitions at most, besides two that do not count */
+
+/* The median of times, which are put into order, on the slowest rank. Collective. */
+double bench_median(const struct bench *bench, double *times, int count);
 
 /* Device memory filled with small random numbers of a type; never NULL; released by bench_release. */
 void *bench_random(const struct bench *bench, enum element element, size_t bytes);

@@ -3,6 +3,7 @@
 
 #include "base/memory.h"
 #include "base/random.h"
+#include "base/trace.h"
 #include "plan/cost.h"
 #include "run/bench.h"
 
@@ -20,22 +21,48 @@ struct subject {
     const int32_t *fields[LAYER_MAX_FIELDS];
 };
 
-static void forward(void *of)
+enum {
+    FORWARD_TIME,
+    INPUT_TIME,
+    WEIGHT_TIME,
+    TIMES
+};
+
+/* As many layers alike as a rank has, up to what caches hold, and how long each part of a round through them took, for
+ * one of them. What caches keep decides much of the time of small layers, so they are computed as a stage computes
+ * them: all forward, then all backward. */
+struct subjects {
+    struct subject *items;
+    int count;
+    double seconds[TIMES][BENCH_MOST]; /* of rounds, in the order that they were run */
+    int rounds;
+};
+
+#define CACHES ((size_t)64 << 20) /* bytes, more than there are of them for a rank */
+
+static double seconds_of(const struct subject *subject,
+                         void (*run)(const struct stage *stage, const struct context *context,
+                                     const struct stage_run *run))
 {
-    const struct subject *subject = of;
-    stage_forward(subject->stage, &subject->context, &subject->run);
+    double begin = clock_seconds();
+    run(subject->stage, &subject->context, &subject->run);
+    subject->context.device->stream_wait(subject->context.stream);
+    return clock_seconds() - begin;
 }
 
-static void backward_input(void *of)
+static void run_round(void *of)
 {
-    const struct subject *subject = of;
-    stage_backward_input(subject->stage, &subject->context, &subject->run);
-}
-
-static void backward_weight(void *of)
-{
-    const struct subject *subject = of;
-    stage_backward_weight(subject->stage, &subject->context, &subject->run);
+    struct subjects *subjects = of;
+    double sums[TIMES] = {0};
+    for (int i = 0; i < subjects->count; i++)
+        sums[FORWARD_TIME] += seconds_of(&subjects->items[i], stage_forward);
+    for (int i = subjects->count - 1; i >= 0; i--) {
+        sums[INPUT_TIME] += seconds_of(&subjects->items[i], stage_backward_input);
+        sums[WEIGHT_TIME] += seconds_of(&subjects->items[i], stage_backward_weight);
+    }
+    for (int part = 0; part < TIMES; part++)
+        subjects->seconds[part][subjects->rounds % BENCH_MOST] = sums[part] / subjects->count;
+    subjects->rounds++;
 }
 
 static void make_weights(struct subject *subject)
@@ -130,34 +157,64 @@ static void subject_destroy(struct subject *subject)
     parameters_destroy(&subject->parameters);
 }
 
-static void time_layer(struct bench *bench, int layer, int kind, const struct circumstances *circumstances)
+/* Layers of the kind that a rank has at most. */
+static int most_on_a_rank(const struct bench *bench, const int *kinds, int kind)
+{
+    int count = 0, ranks = bench->settings->grid.pipeline;
+    for (int layer = 0; layer < bench->model.layer_count; layer++)
+        count += kinds[layer] == kind;
+    return (count + ranks - 1) / ranks;
+}
+
+/* Of the last rounds; the first ones touched memory for the first time. */
+static double median_of(const struct bench *bench, struct subjects *subjects, int part)
+{
+    enum {
+        WARM_UP = 2
+    };
+    int first = subjects->rounds <= BENCH_MOST ? WARM_UP : 0;
+    int count = (subjects->rounds < BENCH_MOST ? subjects->rounds : BENCH_MOST) - first;
+    return bench_median(bench, subjects->seconds[part] + first, count);
+}
+
+static void time_layer(struct bench *bench, int layer, const int *kinds, const struct circumstances *circumstances)
 {
     struct machine_settings *m = &bench->figures->machine;
     const struct layer *item = &bench->model.layers[layer];
     struct layer_costs costs = item->kind->costs(item, circumstances);
-    struct subject subject;
-    subject_create(&subject, bench, layer, circumstances);
-    bench_add_number(&m->layer_kind, kind);
+    const int most = most_on_a_rank(bench, kinds, kinds[layer]);
+    struct subjects *subjects = allocate(1, sizeof *subjects);
+    subjects->items = allocate((size_t)most, sizeof *subjects->items);
+    for (size_t bytes = 0; subjects->count < most && bytes < CACHES; subjects->count++) {
+        struct subject *subject = &subjects->items[subjects->count];
+        subject_create(subject, bench, layer, circumstances);
+        bytes += subject->weight_bytes + subject->computed_bytes + subject->gradient_bytes;
+    }
+    bench_add_number(&m->layer_kind, kinds[layer]);
     bench_add_number(&m->layer_recompute, (int)circumstances->recompute);
     bench_add(&m->layer_forward_gflop, costs.forward / 1e9);
     bench_add(&m->layer_input_gflop, costs.input_gradient / 1e9);
     bench_add(&m->layer_weight_gflop, costs.weight_gradient / 1e9);
-    bench_add(&m->layer_forward_ms, 1e3 * bench_time(bench, forward, &subject));
-    bench_add(&m->layer_input_ms, 1e3 * bench_time(bench, backward_input, &subject));
-    bench_add(&m->layer_weight_ms, 1e3 * bench_time(bench, backward_weight, &subject));
-    subject_destroy(&subject);
+    bench_time(bench, run_round, subjects);
+    bench_add(&m->layer_forward_ms, 1e3 * median_of(bench, subjects, FORWARD_TIME));
+    bench_add(&m->layer_input_ms, 1e3 * median_of(bench, subjects, INPUT_TIME));
+    bench_add(&m->layer_weight_ms, 1e3 * median_of(bench, subjects, WEIGHT_TIME));
+    for (int i = 0; i < subjects->count; i++)
+        subject_destroy(&subjects->items[i]);
+    free(subjects->items);
+    free(subjects);
 }
 
 /* Once, and again where the layer does other work when several microbatches are under way. */
-static void time_variants(struct bench *bench, int layer, int kind, struct circumstances circumstances)
+static void time_variants(struct bench *bench, int layer, const int *kinds, struct circumstances circumstances)
 {
     const struct layer *item = &bench->model.layers[layer];
     circumstances.live = 1;
     struct layer_costs one = item->kind->costs(item, &circumstances);
-    time_layer(bench, layer, kind, &circumstances);
+    time_layer(bench, layer, kinds, &circumstances);
     circumstances.live = 2;
     if (item->kind->costs(item, &circumstances).input_gradient != one.input_gradient)
-        time_layer(bench, layer, kind, &circumstances);
+        time_layer(bench, layer, kinds, &circumstances);
 }
 
 /* The first layer of each kind in every recompute mode; in the one that is asked for also with microbatches of a
@@ -178,15 +235,15 @@ void bench_layers(struct bench *bench)
         for (int recompute = RECOMPUTE_NONE; recompute <= RECOMPUTE_FULL; recompute++) {
             struct circumstances own = circumstances;
             own.recompute = (enum recompute_choice)recompute;
-            time_variants(bench, layer, kind, own);
+            time_variants(bench, layer, kinds, own);
             if (own.recompute != asked->recompute)
                 continue;
             own.sequences = circumstances.sequences / 4;
             if (own.sequences > 0)
-                time_variants(bench, layer, kind, own);
+                time_variants(bench, layer, kinds, own);
             own.sequences = circumstances.sequences * 4;
             if (own.sequences <= circumstances.sequences * asked->microbatches)
-                time_variants(bench, layer, kind, own);
+                time_variants(bench, layer, kinds, own);
         }
     }
     free(kinds);

@@ -63,6 +63,16 @@ void executor_progress(void *of)
         executor->step->progress(executor->step->of);
 }
 
+void executor_progress_between(void *of)
+{
+    struct executor *executor = of;
+    double now = clock_seconds();
+    if (now - executor->last_progress < PROGRESS_SECONDS)
+        return;
+    executor_progress(executor);
+    executor->last_progress = clock_seconds();
+}
+
 void executor_post_receives(struct executor *executor, struct local_stage *stage, enum message_kind kind)
 {
     struct pool *pool = kind == MESSAGE_ACTIVATION ? &stage->inputs : &stage->out_gradients;

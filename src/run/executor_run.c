@@ -217,7 +217,7 @@ static int peer_of(const struct executor *executor, const struct instruction *it
 void executor_run(struct executor *executor, const struct executor_step *step, struct executor_result *result)
 {
     executor->step = step;
-    executor->context.progress = executor_progress;
+    executor->context.progress = executor_progress_between;
     executor->context.progress_of = executor;
     executor->context.recomputing = trace_is_open() && executor->marks ? executor_mark : NULL;
     executor->mark_count = 0;

@@ -50,6 +50,7 @@ struct executor {
     int64_t sequence;
     const struct executor_step *step;
     int sets_in_use, peak_sets;
+    double last_progress; /* between matmuls, clock_seconds() */
 
     /* For a trace: where recomputation begins and ends, by turns. */
     int64_t now;          /* place in the list of the computation under way */
@@ -94,7 +95,12 @@ void executor_trace_marks(const struct executor *executor);
 /* Called where a recomputation begins or ends, `of` is the executor. */
 void executor_mark(void *of);
 
-/* Called between matmuls, `of` is the executor: lets messages move and notes which sends are through. */
+/* Lets messages move and notes which sends are through; `of` is the executor. */
 void executor_progress(void *of);
+
+/* The same, to be called between matmuls: not again within a time in which no message gets far, since a look at all
+ * that is under way takes as long as a small matmul. */
+#define PROGRESS_SECONDS 1e-4
+void executor_progress_between(void *of);
 
 #endif
