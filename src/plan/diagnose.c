@@ -176,7 +176,7 @@ static struct resized best_size(const struct diagnose_input *in)
 static bool check_few(const struct diagnose_input *in, struct finding *out)
 {
     double turns = idle_turns(in), empty = turns / (in->microbatches + turns);
-    if (in->ranks == 1 || in->bubble < BUBBLE || empty < BUBBLE / 2)
+    if (in->ranks == 1 || in->bubble < BUBBLE || empty < fmax(BUBBLE, in->bubble) / 2)
         return false;
     *out = (struct finding){.what = DIAGNOSE_FEW_MICROBATCHES, .figure = in->bubble};
     snprintf(out->cause, sizeof out->cause,
