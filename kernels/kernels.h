@@ -77,8 +77,13 @@ struct device {
 
     /* Memory: 64-byte aligned at least, contents undefined; NULL when there is not enough. */
     void *(*allocate)(size_t bytes);
-    void (*release)(void *memory, size_t bytes);                                   /* NULL is allowed */
-    void (*copy)(struct stream *stream, void *to, const void *from, size_t bytes); /* device or host on either side */
+    void (*release)(void *memory, size_t bytes); /* NULL is allowed */
+    /* The same for memory of the host that copies to and from the device go through without the host's help. */
+    void *(*host_allocate)(size_t bytes);
+    void (*host_release)(void *memory, size_t bytes);
+    /* Device or host on either side. Memory of host_allocate belongs to the copy until it is done; other memory of the
+     * host has been read, or written, when the call returns. */
+    void (*copy)(struct stream *stream, void *to, const void *from, size_t bytes);
     void (*zero)(struct stream *stream, void *memory, size_t bytes);
 
     /* Streams and events. An event tells when all work queued before event_record has ended. */
@@ -94,7 +99,8 @@ struct device {
 
     /* Matmuls. x [rows, in], w [out, in], y and dy [rows, out]. */
 
-    /* y = x w^T (+ bias[out] unless NULL); where `activated` is not NULL also activated = gelu(y), tanh form. */
+    /* y = x w^T (+ bias[out] unless NULL; a device may round it to an element first); where `activated` is not NULL
+     * also activated = gelu(y), tanh form. */
     void (*linear)(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
                    const float *bias, int64_t rows, int64_t in, int64_t out);
     /* dx = dy w */
@@ -136,7 +142,8 @@ struct device {
 
     /* Attention without a length x length matrix in memory: blocked with an online softmax (Dao et al., 2022; Rabe and
      * Staats, 2021). output [rows, heads*head_size]; logsumexp [sequences, heads, length] is kept for the gradient,
-     * which recomputes the scores. */
+     * which recomputes the scores. A device may round the softmax's weights, and gradients of the scores, to elements
+     * before it multiplies with them. */
     void (*attention)(struct stream *stream, enum element element, void *output, float *logsumexp, const void *qkv,
                       const struct attention_shape *shape, void *workspace);
     void (*attention_gradient)(struct stream *stream, enum element element, void *dqkv, const void *doutput,
@@ -188,6 +195,27 @@ const char *device_cpu_libraries(void);
 /* How the CPU kernels multiply bfloat16: for example "oneDNN, avx512_core_bf16" or "widened to float32: this processor
  * has no bf16 instructions". */
 const char *device_cpu_bf16(void);
+
+struct err;
+
+/* What tells one device from all others of a job, and its name for people. */
+struct device_identity {
+    unsigned char unique[16];
+    char name[256];
+};
+
+/* The CUDA devices that this process sees; with 0 goes the reason in *err. */
+int device_cuda_count(struct err *err);
+
+/* The table of one CUDA device, which is this process's from then on: number `node_rank` of those that it sees, or,
+ * where it sees one alone, that one; NULL with *err where there is none for it, or the libraries are not there.
+ * node_size: ranks on this node. tf32: products of float32 may round their factors to TF32. Local; that no two ranks
+ * have the same device is for the caller to see, from the identities. */
+const struct device *device_cuda(int node_rank, int node_size, bool tf32, struct device_identity *identity,
+                                 struct err *err);
+
+/* The libraries that the CUDA kernels were built with, for --version; "none" in a build without them. */
+const char *device_cuda_libraries(void);
 
 #ifdef __cplusplus
 }

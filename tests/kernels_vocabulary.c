@@ -158,7 +158,7 @@ static void loss(struct run *r, const int64_t *shape)
 
 static void test_statistics(void)
 {
-    const struct device *d = device_cpu(2);
+    const struct device *d = device_of(2);
     struct stream *stream = d->stream_open();
     const float in[6] = {1.0f, 3.0f, 2.0f, NAN, 0.0f, 0.0f};
     const int32_t hit[2] = {11, 12};
@@ -204,7 +204,7 @@ static void test_squares(enum element element)
         host[i] = (float)rounded_to(element, number_at(0, i) * 1e-3f);
     double blocks[3][6];
     for (int threads = 1; threads <= 3; threads++) {
-        const struct device *d = device_cpu(threads);
+        const struct device *d = device_of(threads);
         struct stream *stream = d->stream_open();
         float *numbers = d->allocate((size_t)count * sizeof *numbers);
         char *memory = d->allocate((size_t)(count + 3) * size), *x = memory + (size_t)threads * size;
@@ -286,7 +286,7 @@ static void test_adamw_shards(void)
     enum {
         COUNT = 1000
     };
-    const struct device *d = device_cpu(2);
+    const struct device *d = device_of(2);
     struct stream *stream = d->stream_open();
     struct adamw step = {1e-2, 0.9, 0.95, 1e-8, 0.1, 0.1, 0.05, 1.0};
     /* The moments of the pieces lie in another order than the pieces themselves. */
@@ -334,7 +334,7 @@ static void test_adamw_computed(void)
     float *host = allocate(COUNT, sizeof *host), first[FIRST];
     unsigned char *out = allocate(BYTES, 1);
     for (int threads = 1; threads <= 3; threads++) {
-        const struct device *d = device_cpu(threads);
+        const struct device *d = device_of(threads);
         struct stream *stream = d->stream_open();
         float *arena[4];
         for (int a = 0; a < 4; a++) {
@@ -367,8 +367,11 @@ static void test_adamw_computed(void)
     free(host), free(out);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    const char *missing = kernel_run_open(argv[argc - 1]);
+    if (missing != NULL)
+        return tap_skip_all(missing);
     test_statistics();
     test_squares(ELEMENT_FLOAT32);
     test_squares(ELEMENT_BFLOAT16);

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Runs one test: launch.sh NAME.t (alone), NAME.npN (on N ranks) or NAME.py.
+# Runs one test: launch.sh NAME.t (alone), NAME.npN (on N ranks), NAME.cuda (alone, on a CUDA device or what CUDA_RUNNER
+# puts in its place) or NAME.py.
 #
 # Tests wait for each other, even under `make -j`: waiting ranks keep their cores busy, and slow tests run into the time
 # limit. The build gives MPIEXEC, MPIEXEC_NP, PYTHON and TEST_TIMEOUT (seconds); MPIEXEC may hold options too.
@@ -12,6 +13,8 @@ export ASAN_OPTIONS
 case $test in
 *.py)
     set -- ${PYTHON:-python3} "$test" ;;
+*.cuda)
+    set -- ${CUDA_RUNNER:-} "$test" ;;
 *.np*)
     # MPI libraries keep memory until the process ends: no report of leaks
     ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0

@@ -89,6 +89,7 @@ def check_callers(program):
     check("only src/parallel calls MPI", lines_with(r"\bP?MPI_[A-Z]\w*\s*\(", outside("src/parallel/")))
     check("only src/io calls HDF5", lines_with(r"\bH5[A-Z]{1,2}\w*\s*\(", outside("src/io/")))
     check("only kernels calls BLAS and oneDNN", lines_with(r"\b(cblas|dnnl|openblas)_\w+\s*\(", outside("kernels/")))
+    check("only kernels calls CUDA and cuBLAS", lines_with(r"\b(cuda|cublas(Lt)?)[A-Z]\w*\s*\(", outside("kernels/")))
     silent = [path for path in program if path not in OUTPUT_FILES]
     check("standard output belongs to the log and the main programs",
           lines_with(r"(?<!\w)(v?printf|puts|putchar)\s*\(|(?<!fflush\()\bstdout\b", silent))
@@ -129,8 +130,8 @@ def compile_flags():
         return None
     if "HDF5_CFLAGS" not in makefile:
         return None
-    flags = [makefile.get(name, "") for name in ("CC", "DEFS", "HDF5_CFLAGS", "BLAS_CFLAGS", "OPENMP_CFLAGS",
-                                                 "ARCH_CFLAGS")]
+    flags = [makefile.get(name, "") for name in ("CC", "DEFS", "HDF5_CFLAGS", "BLAS_CFLAGS", "CUDA_CFLAGS",
+                                                 "OPENMP_CFLAGS", "ARCH_CFLAGS")]
     return subprocess.run(["sh", "-c", "printf '%s\\n' " + " ".join(flags).replace("\\", "")],
                           capture_output=True, text=True).stdout.split("\n")[:-1]
 
@@ -140,6 +141,8 @@ def check_headers(headers):
     command = compile_flags()
     if command is None:
         return tap.skip(name, "not in a build folder")
+    if not any("cuda" in flag for flag in command):
+        headers = [path for path in headers if not path.startswith("kernels/cuda/")]
     violations = []
     with tempfile.TemporaryDirectory() as folder:
         for path in headers:
@@ -155,14 +158,14 @@ def check_headers(headers):
 
 def check_names(c_files):
     seen, violations = {}, []
-    for path in (path for path in c_files if not path.startswith("tests/") and path.endswith(".c")):
+    for path in (path for path in c_files if not path.startswith("tests/") and path.endswith((".c", ".cu"))):
         name = os.path.basename(path)
         if name in seen:
             violations.append(f"{path} and {seen[name]}")
         seen[name] = path
     check("source files have names of their own", violations)
     guards = {}
-    for path in (path for path in c_files if path.endswith(".h")):
+    for path in (path for path in c_files if path.endswith((".h", ".cuh"))):
         expected = re.sub(r"\W", "_", path.removeprefix("src/")).upper()
         guard = re.search(r"^#ifndef (\w+)\n#define \1$", read(path), re.MULTILINE)
         if not guard or guard.group(1) != expected:
@@ -174,11 +177,12 @@ def check_lists(texts):
     makefile = re.sub(r"#.*", "", read("Makefile.am"))
     listed = set(re.findall(r"[\w./-]+", makefile))
     folders = tuple(name + "/" for name in listed if "/" in name and os.path.isdir(os.path.join(TOP, name)))
-    programs = re.findall(r"(tests/\w+)(?:\.t|\.np\d+)?\s", makefile)
+    programs = re.findall(r"(tests/\w+)(?:\.t|\.np\d+|\.cuda)?\s", makefile)
     listed |= {name + ".c" for name in programs if name + "/" not in folders}
     check("Makefile.am lists every file",
           [path for path in texts if "/" in path and path not in listed and not path.startswith((".", *folders))])
-    files = [name for name in listed if re.match(r"(src|kernels|tests|jobs|input)/.*\.(c|h|py|sh|nml|h5|json)$", name)]
+    kinds = "c|h|cu|cuh|py|sh|nml|h5|json"
+    files = [name for name in listed if re.match(rf"(src|kernels|tests|jobs|input)/.*\.({kinds})$", name)]
     check("Makefile.am lists only what is there",
           sorted(name for name in files if not os.path.exists(os.path.join(TOP, name))))
 
@@ -196,11 +200,11 @@ def check_tree():
     check("the top level holds what belongs there", sorted(n for n in top - allowed if not n.startswith(".")))
     ignored = subprocess.run(git + ["-c", "-i", "--exclude-standard"], capture_output=True, text=True).stdout
     check("no generated file is committed", [path for path in ignored.splitlines() if not path.startswith("tests/")]
-          + [path for path in paths if re.search(r"\.(o|a|d|log|trs|pyc|orig|rej|partial)$", path)])
+          + [path for path in paths if re.search(r"\.(o|a|d|log|trs|pyc|orig|rej|partial|resources)$", path)])
 
 
 def main():
-    c_files = find("src", "kernels", "tests", ends=(".c", ".h"))
+    c_files = find("src", "kernels", "tests", ends=(".c", ".h", ".cu", ".cuh"))
     if not c_files:
         sys.exit("Bail out! no source files")
     program = [path for path in c_files if not path.startswith("tests/")]

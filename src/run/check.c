@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "kernels/kernels.h"
 #include "pipeline/generate.h"
 #include "plan/machine.h"
 
@@ -32,8 +33,11 @@ static struct err started_how(int world_size, int64_t ranks)
 static int check_built(const struct settings *s, struct err *err)
 {
     bool plan = s->run.mode == MODE_PLAN; /* of what another build or machine does */
+    struct err missing = {0};
+    if (s->run.device == DEVICE_CUDA && !plan && device_cuda_count(&missing) == 0)
+        return err_set(err, "&run device = 'cuda': %s; available here: 'cpu'", missing.text);
     if (s->run.device == DEVICE_CUDA && !plan)
-        return err_set(err, "&run device = 'cuda': this program was built without CUDA; available: 'cpu'");
+        return err_set(err, "&run device = 'cuda' is not built yet");
     if (s->run.precision == PRECISION_TF32 && !plan)
         return err_set(err, "&run precision = 'tf32' is for device = 'cuda'; available here: 'fp32', 'bf16'");
     if (s->run.sample_every > 0)

@@ -31,8 +31,8 @@ static enum exit_code print_version(void)
 {
     char *mpi = job_library();
     struct text out = {0};
-    text_add(&out, "ppmodel %s\nMPI:       %s\nHDF5:      %s\nCPU:       %s\nCUDA/NCCL: none\n", PPMODEL_VERSION, mpi,
-             h5_library().text, device_cpu_libraries());
+    text_add(&out, "ppmodel %s\nMPI:       %s\nHDF5:      %s\nCPU:       %s\nCUDA/NCCL: %s\n", PPMODEL_VERSION, mpi,
+             h5_library().text, device_cpu_libraries(), device_cuda_libraries());
     fputs(text_string(&out), stdout);
     text_fini(&out);
     free(mpi);

@@ -1,0 +1,162 @@
+/* Cross-entropy: a block takes a row. The statistics read the logits once: each thread rescales its sum when it meets a
+ * larger logit (Milakov and Gimelshein, 2018), and so does the joining of threads. */
+#include "kernels/cuda/cuda_math.cuh"
+
+enum {
+    THREADS = 512 /* at most, of a block */
+};
+
+enum {
+    LARGEST,
+    SUM,
+    TARGET,
+    STATISTICS
+}; /* the columns of the statistics */
+
+/* The largest of some numbers and the sum of exp(x - largest). */
+struct softmax {
+    float largest, sum;
+};
+
+/* exp(x - largest), 0 where nothing was seen yet. */
+__device__ static float relative(float x, float largest)
+{
+    return largest == -INFINITY ? 0.0f : expf(x - largest);
+}
+
+__device__ static struct softmax join(struct softmax a, struct softmax b)
+{
+    const float largest = fmaxf(a.largest, b.largest);
+    if (a.largest == largest && b.largest == -INFINITY)
+        return a;
+    return {largest, a.sum * relative(a.largest, largest) + b.sum * relative(b.largest, largest)};
+}
+
+__device__ static struct softmax join_warp(struct softmax own)
+{
+#pragma unroll
+    for (int offset = 1; offset < 32; offset *= 2) { /* both lanes join the lower one's first */
+        const struct softmax other = {__shfl_xor_sync(ALL_LANES, own.largest, offset),
+                                      __shfl_xor_sync(ALL_LANES, own.sum, offset)};
+        own = threadIdx.x & offset ? join(other, own) : join(own, other);
+    }
+    return own;
+}
+
+template <typename T> __device__ static struct softmax softmax_of(const T *x, int64_t count, bool wide)
+{
+    struct softmax own = {-INFINITY, 0.0f};
+    for (int64_t at = threadIdx.x * (int64_t)PACK<T>; at < count; at += blockDim.x * (int64_t)PACK<T>) {
+        float numbers[PACK<T>], largest = own.largest;
+        load(numbers, x + at, count - at, wide, -INFINITY);
+        for (int i = 0; i < PACK<T>; i++)
+            largest = fmaxf(largest, numbers[i]);
+        float sum = 0.0f;
+        for (int i = 0; i < PACK<T>; i++) /* NaN is no largest, but shows in the sum */
+            sum += isnan(numbers[i]) ? numbers[i] : relative(numbers[i], largest);
+        own = {largest, own.sum * relative(own.largest, largest) + sum};
+    }
+    return own;
+}
+
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+    statistics_row(float *statistics, const T *logits, const int32_t *targets, int64_t first, int64_t count, bool wide)
+{
+    __shared__ struct softmax shared[32];
+    const int64_t row = blockIdx.x, target = targets[row] - first;
+    const T *x = logits + row * count;
+    const int lane = (int)threadIdx.x % 32, warps = (int)blockDim.x / 32;
+    struct softmax own = join_warp(softmax_of(x, count, wide));
+    if (lane == 0)
+        shared[threadIdx.x / 32] = own;
+    __syncthreads();
+    own = join_warp(lane < warps ? shared[lane] : softmax{-INFINITY, 0.0f});
+    if (threadIdx.x > 0)
+        return;
+    float *to = statistics + row * STATISTICS;
+    to[LARGEST] = own.largest;
+    to[SUM] = own.sum;
+    to[TARGET] = target >= 0 && target < count ? widen(x[target]) : 0.0f;
+}
+
+template <typename T>
+static void statistics_rows(struct stream *stream, float *statistics, const void *logits, const int32_t *targets,
+                            int64_t rows, int64_t first, int64_t count)
+{
+    LAUNCH(stream, statistics_row<T>, dim3((unsigned)rows), row_threads(parts_of(count, PACK<T>), THREADS), 0,
+           statistics, (const T *)logits, targets, first, count, all_aligned(logits) && count % PACK<T> == 0);
+}
+
+void cuda_cross_entropy_statistics(struct stream *stream, enum element element, float *statistics, const void *logits,
+                                   const int32_t *targets, int64_t rows, int64_t first, int64_t count)
+{
+    BY_ELEMENT(element, statistics_rows, stream, statistics, logits, targets, rows, first, count);
+}
+
+/* The statistics of a row over all parts [parts][rows][3]. */
+__device__ static void join_statistics(float *joined, const float *statistics, int64_t row, int64_t rows, int parts)
+{
+    float largest = -INFINITY;
+    for (int part = 0; part < parts; part++) {
+        const float other = statistics[(part * rows + row) * STATISTICS + LARGEST];
+        largest = other > largest ? other : largest;
+    }
+    double sum = 0.0, target = 0.0;
+    for (int part = 0; part < parts; part++) {
+        const float *from = statistics + (part * rows + row) * STATISTICS;
+        if (from[SUM] != 0.0f) /* a part without tokens has -inf for its largest */
+            sum += (double)from[SUM] * exp((double)from[LARGEST] - (double)largest);
+        target += (double)from[TARGET];
+    }
+    joined[LARGEST] = largest;
+    joined[SUM] = (float)sum;
+    joined[TARGET] = (float)target;
+}
+
+/* Every thread reads the elements that it then writes, and no others. */
+template <typename T>
+__global__ void __launch_bounds__(THREADS)
+    cross_entropy(float *losses, T *gradient, const T *logits, const int32_t *targets, const float *statistics,
+                  int64_t rows, int64_t first, int64_t count, int parts, double scale, bool wide)
+{
+    __shared__ float joined[STATISTICS];
+    const int64_t row = blockIdx.x, target = targets[row] - first;
+    if (threadIdx.x == 0) {
+        join_statistics(joined, statistics, row, rows, parts);
+        losses[row] = logf(joined[SUM]) + (joined[LARGEST] - joined[TARGET]);
+    }
+    if (gradient == nullptr)
+        return;
+    __syncthreads();
+    const float largest = joined[LARGEST], factor = (float)(scale / (double)joined[SUM]);
+    for (int64_t at = threadIdx.x * (int64_t)PACK<T>; at < count; at += blockDim.x * (int64_t)PACK<T>) {
+        float x[PACK<T>];
+        load(x, logits + row * count + at, count - at, wide);
+        for (int i = 0; i < PACK<T>; i++) {
+            x[i] = expf(x[i] - largest) * factor;
+            if (at + i == target)
+                x[i] -= (float)scale;
+        }
+        store(gradient + row * count + at, x, count - at, wide);
+    }
+}
+
+template <typename T>
+static void cross_entropy_rows(struct stream *stream, float *losses, void *gradient, const void *logits,
+                               const int32_t *targets, const float *statistics, int64_t rows, int64_t first,
+                               int64_t count, int parts, double scale)
+{
+    const int64_t packs = gradient == nullptr ? 1 : parts_of(count, PACK<T>);
+    LAUNCH(stream, cross_entropy<T>, dim3((unsigned)rows), row_threads(packs, THREADS), 0, losses, (T *)gradient,
+           (const T *)logits, targets, statistics, rows, first, count, parts, scale,
+           all_aligned(gradient, logits) && count % PACK<T> == 0);
+}
+
+void cuda_cross_entropy(struct stream *stream, enum element element, float *losses, void *gradient, const void *logits,
+                        const int32_t *targets, const float *statistics, int64_t rows, int64_t first, int64_t count,
+                        int parts, double scale)
+{
+    BY_ELEMENT(element, cross_entropy_rows, stream, losses, gradient, logits, targets, statistics, rows, first, count,
+               parts, scale);
+}
