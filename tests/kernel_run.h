@@ -191,6 +191,12 @@ static inline double *before(const struct run *r, int array)
     return copy;
 }
 
+/* The larger of two errors; NaN is larger than all. */
+static inline double worse(double a, double b)
+{
+    return isnan(a) || isnan(b) ? INFINITY : fmax(a, b);
+}
+
 /* Keeps the largest error. */
 static inline void note_error(struct run *r, int array, int64_t element, double expected, double error)
 {

@@ -2,8 +2,8 @@
 #include "tests/kernel_run.h"
 
 /* rows, width */
-static const int64_t shapes[][2] = {{0, 48},   {1, 1},    {1, 257},   {5, 3},     {5, 48},  {23, 1},
-                                    {23, 101}, {100, 48}, {100, 257}, {200, 101}, {3, 8000}};
+static const int64_t shapes[][2] = {{0, 48},   {1, 1},     {1, 257},   {5, 3},    {5, 48},  {23, 1},   {23, 101},
+                                    {100, 48}, {100, 257}, {200, 101}, {3, 8000}, {700, 9}, {2, 13001}};
 
 static double gelu(double x)
 {
@@ -221,11 +221,12 @@ static void norm_gradient(struct run *r, const int64_t *shape)
             expect(r, 6, row * width + i, hdx[i] + (double)r->array[6].before[row * width + i], 2e-6 * (1.0 + s));
         }
     }
+    const double more = fmax(1.0, (double)rows / 100.0); /* of sums that grow */
     for (int64_t i = 0; i < width; i++) {
-        expect(r, 7, i, hdw[i], 3e-5);
-        expect(r, 8, i, hdb[i], 1e-5);
-        expect(r, 9, i, hdw[i] + (double)r->array[9].before[i], 3e-5);
-        expect(r, 10, i, hdb[i] + (double)r->array[10].before[i], 1e-5);
+        expect(r, 7, i, hdw[i], 3e-5 * more);
+        expect(r, 8, i, hdb[i], 1e-5 * more);
+        expect(r, 9, i, hdw[i] + (double)r->array[9].before[i], 3e-5 * more);
+        expect(r, 10, i, hdb[i] + (double)r->array[10].before[i], 1e-5 * more);
     }
     free(hx), free(hw), free(hdy), free(hy), free(hdx), free(hdw), free(hdb);
 }

@@ -27,6 +27,7 @@ template <typename T, int D> struct tiles {
     static constexpr int KEYS = sizeof(T) == 4 ? (D == 256 ? 16 : 32) : (D == 256 ? 32 : 64);  /* forward */
     static constexpr int OTHERS = sizeof(T) == 4 ? (D == 256 ? 16 : 32) : (D == 64 ? 64 : 32); /* gradients */
     static constexpr int PARTS = D == 256 ? 2 : 1; /* of a head's columns, for keys' and values' gradients */
+    static constexpr int BLOCKS = D == 64 && sizeof(T) == 2 ? 4 : 1; /* that registers must leave room for */
     static constexpr int ROW = TILE_ROW<T, D>;
     static constexpr size_t FORWARD_BYTES = (ROWS + 4 * KEYS) * ROW * sizeof(T);
     static constexpr size_t GRADIENT_BYTES = (2 * ROWS + 4 * OTHERS) * ROW * sizeof(T) + 4 * OTHERS * sizeof(float);
@@ -90,7 +91,7 @@ __device__ inline void soften(float (&scores)[N][4], float (&output)[M][4], floa
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(tiles<T, D>::THREADS)
+__global__ void __launch_bounds__(tiles<T, D>::THREADS, tiles<T, D>::BLOCKS)
     attend(T *output, float *logsumexp, const T *qkv, const struct attention a)
 {
     using S = tiles<T, D>;
@@ -179,7 +180,7 @@ template <int N> struct softmax_gradient {
 };
 
 template <typename T, int D>
-__global__ void __launch_bounds__(tiles<T, D>::THREADS)
+__global__ void __launch_bounds__(tiles<T, D>::THREADS, tiles<T, D>::BLOCKS)
     query_gradient(T *dqkv, const T *doutput, const T *qkv, const float *logsumexp, const float *delta,
                    const struct attention a)
 {
@@ -238,7 +239,7 @@ __global__ void __launch_bounds__(tiles<T, D>::THREADS)
 /* Keys and values of one tile and one key/value head, over all query heads that read it. The weights are computed
  * transposed, a row for each key. */
 template <typename T, int D>
-__global__ void __launch_bounds__(tiles<T, D>::THREADS)
+__global__ void __launch_bounds__(tiles<T, D>::THREADS, 1)
     key_value_gradient(T *dqkv, const T *doutput, const T *qkv, const float *logsumexp, const float *delta,
                        const struct attention a)
 {
