@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/error.h"
 #include "base/memory.h"
 #include "kernels/kernels.h"
+#include "tests/device_choice.h"
 #include "tests/tap.h"
 
 enum {
@@ -42,36 +42,6 @@ struct run {
     int64_t worst_element;
     double found, expected;
 };
-
-/* The CUDA device under test; NULL: the CPU is. */
-static const struct device *cuda;
-
-/* NAME.t tests the CPU's kernels, NAME.cuda those of a CUDA device. Returns NULL, or why there is none; a runner for
- * such tests, which stands in for one, must provide it. */
-static inline const char *kernel_run_open(const char *program)
-{
-    static struct err err;
-    const char *ending = strrchr(program, '.'), *runner = getenv("CUDA_RUNNER");
-    struct device_identity identity;
-    if (ending == NULL || strcmp(ending, ".cuda") != 0)
-        return NULL;
-    cuda = device_cuda(0, 1, false, &identity, &err);
-    if (cuda != NULL || runner == NULL || runner[0] == '\0')
-        return cuda != NULL ? NULL : err.text;
-    ok(false, "there is a CUDA device under %s: %s", runner, err.text);
-    exit(1);
-}
-
-/* The device under test, and how many different numbers of threads it makes sense to test. */
-static inline const struct device *device_of(int threads)
-{
-    return cuda != NULL ? cuda : device_cpu(threads);
-}
-
-static inline int most_threads(void)
-{
-    return cuda != NULL ? 1 : 3;
-}
 
 /* A number between -1 and 1. */
 static inline float number_at(int array, int64_t element)

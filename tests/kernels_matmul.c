@@ -224,7 +224,7 @@ static void test_many_shapes(void)
 
 int main(int argc, char **argv)
 {
-    const char *missing = kernel_run_open(argv[argc - 1]);
+    const char *missing = device_choice_open(argv[argc - 1]);
     if (missing != NULL)
         return tap_skip_all(missing);
     test_memory();

@@ -381,7 +381,7 @@ static void test_adamw_computed(void)
 
 int main(int argc, char **argv)
 {
-    const char *missing = kernel_run_open(argv[argc - 1]);
+    const char *missing = device_choice_open(argv[argc - 1]);
     if (missing != NULL)
         return tap_skip_all(missing);
     test_statistics();

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include "parallel/job.h"
+#include "tests/device_choice.h"
 #include "tests/layer_trial.h"
 #include "tests/tap.h"
 
@@ -202,7 +203,7 @@ static void check_kind(const struct layer_kind *kind, struct communicator *tenso
     double worst[WHATS] = {0};
     load_golden(&golden, kind);
     struct circumstances circumstances = {
-        .sequences = golden.sequences, .tensor = tensor->size, .t = tensor->rank, .device = device_cpu(1)};
+        .sequences = golden.sequences, .tensor = tensor->size, .t = tensor->rank, .device = device_of(1)};
     for (int i = 0; i < 3 * 2 * 2; i++) {
         const bool shared = i / 2 % 2, in_parts = i % 2;
         if (shared && tensor->size == 1)
@@ -229,6 +230,9 @@ static void check_kind(const struct layer_kind *kind, struct communicator *tenso
 
 int main(int argc, char **argv)
 {
+    const char *missing = device_choice_open(argv[0]);
+    if (missing != NULL)
+        return tap_skip_all(missing);
     struct job job;
     job_begin(&argc, &argv, &job);
     check_kind(&gpt2_embedding, job.world);
