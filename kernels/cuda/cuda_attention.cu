@@ -1,10 +1,11 @@
 /* Attention for any type of element: describes the call to its kernels. */
 #include "kernels/cuda/cuda_attention.cuh"
 
+#define _Noreturn [[noreturn]] /* C's word for it */
 extern "C" {
-#define _Noreturn [[noreturn]]
 #include "base/error.h"
 }
+#undef _Noreturn
 
 static struct attention describe(enum element element, const struct attention_shape *shape, const void *qkv,
                                  const void *dqkv, const void *output, const void *doutput)
