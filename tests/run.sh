@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Runs all tests: tests/run.sh [CONFIGURE_OPTION...]
 #
-# Builds in build/ and runs every test, then builds with the address and undefined-behaviour sanitizers in
-# build-sanitizers/ and runs the C tests again. The last line counts both. Exit code 1 when a test failed, 2 when
-# something is missing to build.
+# Builds in build/, and with the address and undefined-behaviour sanitizers in build-sanitizers/; runs every test in the
+# first and the C tests again in the second. The last line counts both. Exit code 1 when a test failed, 2 when something
+# is missing to build.
 set -uo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 unset OPENBLAS_CORETYPE OPENBLAS_L2_SIZE MAKEFLAGS MFLAGS MAKELEVEL
@@ -44,11 +44,11 @@ prepare() {
     return 1
 }
 
-# suite FOLDER TARGET: runs them
+# suite FOLDER TARGET [JOBS]: runs them; of several jobs most wait for their turn (tests/launch.sh)
 suite() {
     cd "$top/$1" || return 1
     echo "tests: make $2 in $1/"
-    make "$2" 2>&1 | tee check.log | condense
+    make -j "${3:-1}" "$2" 2>&1 | tee check.log | condense
     show_failures .
 }
 
@@ -60,6 +60,7 @@ add() {
 }
 
 # The sanitizers' tests run beside the others, of which many wait for time to pass; what they say comes behind.
+rm -f "$top/build-sanitizers/suite.log"
 prepare build "$@" || rc=2
 if prepare build-sanitizers --enable-sanitizers "$@"; then
     suite build-sanitizers check-unit >"$top/build-sanitizers/suite.log" 2>&1 &
@@ -67,7 +68,7 @@ else
     rc=2
 fi
 if [ "$rc" = 0 ]; then
-    suite build check
+    suite build check 4
     add build
 fi
 if wait && [ -f "$top/build-sanitizers/suite.log" ]; then
