@@ -44,11 +44,11 @@ prepare() {
     return 1
 }
 
-# suite FOLDER TARGET [JOBS]: runs them; of several jobs most wait for their turn (tests/launch.sh)
+# suite FOLDER TARGET: runs them
 suite() {
     cd "$top/$1" || return 1
     echo "tests: make $2 in $1/"
-    make -j "${3:-1}" "$2" 2>&1 | tee check.log | condense
+    make "$2" 2>&1 | tee check.log | condense
     show_failures .
 }
 
@@ -59,7 +59,7 @@ add() {
     skipped=$((skipped + $(count "$top/$1" SKIP)))
 }
 
-# The sanitizers' tests run beside the others, of which many wait for time to pass; what they say comes behind.
+# The sanitizers' tests run beside the others, which leave cores idle at times; what they say comes behind.
 rm -f "$top/build-sanitizers/suite.log"
 prepare build "$@" || rc=2
 if prepare build-sanitizers --enable-sanitizers "$@"; then
@@ -68,7 +68,7 @@ else
     rc=2
 fi
 if [ "$rc" = 0 ]; then
-    suite build check 4
+    suite build check
     add build
 fi
 if wait && [ -f "$top/build-sanitizers/suite.log" ]; then

@@ -41,7 +41,7 @@ STARTS = [
     ("a checkpoint folder that cannot be", 2, "in.nml checkpoint.directory=/proc/out", ["/proc/out", "cannot be made"]),
     ("a folder where nothing can be written", 1, "in.nml run.output=/proc/self",
      ["/proc/self", "nothing can be written"]),
-    ("a device that this build has not", 1, "in.nml run.device=cuda", ["without CUDA", "available: 'cpu'"]),
+    ("a device that this build or node has not", 1, "in.nml run.device=cuda", ["&run device = 'cuda'"]),
 ]
 
 # How launchers that do not belong to this MPI library appear to it.
