@@ -1,27 +1,13 @@
 #include <math.h>
 
+#include "base/json.h"
 #include "plan/report.h"
+
+#define DIGITS 10
 
 static void add_number(struct text *out, const char *key, double value)
 {
-    if (isfinite(value))
-        text_add(out, "\"%s\": %.10g", key, value);
-    else
-        text_add(out, "\"%s\": null", key);
-}
-
-static void add_string(struct text *out, const char *string)
-{
-    text_add(out, "\"");
-    for (; *string; string++) {
-        if (*string == '"' || *string == '\\')
-            text_add(out, "\\%c", *string);
-        else if ((unsigned char)*string < 0x20)
-            text_add(out, "\\u%04x", (unsigned)*string);
-        else
-            text_add_bytes(out, string, 1);
-    }
-    text_add(out, "\"");
+    json_real(out, key, value, DIGITS);
 }
 
 static void add_footprint(struct text *out, const struct footprint *m)
@@ -43,23 +29,16 @@ static void add_members(struct text *out, const struct candidate *c, const struc
              c->pipeline, c->data, c->tensor, schedule_names[c->schedule], c->chunks, c->microbatch_size,
              c->microbatches, recompute_names[c->recompute], c->sharded ? "true" : "false");
     add_number(out, "step_seconds", e->step_seconds);
-    text_add(out, ", ");
     add_number(out, "tokens_per_second", e->tokens_per_second);
-    text_add(out, ", ");
     add_number(out, "tflops_per_device", e->tflops);
-    text_add(out, ", ");
     add_number(out, "mfu", e->mfu);
-    text_add(out, ", ");
     add_number(out, "bubble", e->bubble);
     text_add(out, ", \"communication\": {");
     add_number(out, "pipeline", e->pipeline_share);
-    text_add(out, ", ");
     add_number(out, "tensor", e->tensor_share);
-    text_add(out, ", ");
     add_number(out, "data", e->data_share);
-    text_add(out, "}, ");
+    text_add(out, "}");
     add_number(out, "optimizer", e->optimizer_share);
-    text_add(out, ", ");
     add_number(out, "peak_memory_bytes", e->memory);
     text_add(out, ", \"memory_bytes\": [");
     for (int p = 0; p < ranks; p++) {
@@ -86,17 +65,13 @@ static void add_forecast(struct text *out, const struct forecast *f)
         text_add(out, "%s{\"first_layer\": %d, \"layers\": %d, ", s ? ", " : "", f->first_layer[s],
                  f->first_layer[s + 1] - f->first_layer[s]);
         add_number(out, "forward_seconds", f->stage[s].forward);
-        text_add(out, ", ");
         add_number(out, "input_seconds", f->stage[s].input);
-        text_add(out, ", ");
         add_number(out, "weight_seconds", f->stage[s].weight);
-        text_add(out, ", ");
         add_number(out, "message_seconds", f->stage[s].message);
-        text_add(out, ", ");
         add_number(out, "message_bytes", f->message_bytes[s]);
         text_add(out, "}");
     }
-    text_add(out, "], ");
+    text_add(out, "]");
     add_number(out, "makespan_seconds", f->makespan);
     text_add(out, "}");
 }
@@ -141,13 +116,11 @@ void report_findings_json(const struct finding *findings, int count, struct text
 {
     text_add(out, "[");
     for (int i = 0; i < count; i++) {
-        text_add(out, "%s{\"what\": \"%s\", ", i ? ",\n " : "", diagnose_names[findings[i].what]);
+        text_add(out, i ? ",\n {" : "{");
+        json_string(out, "what", diagnose_names[findings[i].what]);
         add_number(out, "figure", findings[i].figure);
-        text_add(out, ", \"cause\": ");
-        add_string(out, findings[i].cause);
-        text_add(out, ", \"change\": ");
-        add_string(out, findings[i].change);
-        text_add(out, ", ");
+        json_string(out, "cause", findings[i].cause);
+        json_string(out, "change", findings[i].change);
         add_number(out, "gain", findings[i].gain);
         text_add(out, "}");
     }
@@ -157,8 +130,8 @@ void report_findings_json(const struct finding *findings, int count, struct text
 void report_json(const struct planning *planning, const struct plan *plan, const struct forecast *forecast,
                  const struct finding *findings, int finding_count, struct text *out)
 {
-    text_add(out, "{\"machine\": ");
-    add_string(out, planning->settings->machine.name);
+    text_add(out, "{");
+    json_string(out, "machine", planning->settings->machine.name);
     text_add(out, ", \"times_known\": %s, \"layers_measured\": %s, \"devices\": %d, ",
              planning->machine.known ? "true" : "false", forecast && forecast->measured ? "true" : "false",
              planning->settings->plan.devices);

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "base/json.h"
 #include "base/memory.h"
 #include "parallel/agree.h"
 #include "plan/advise.h"
@@ -100,19 +101,29 @@ static void gather(const struct diagnosis *diagnosis)
 static void add_json(const struct diagnosis *diagnosis, const struct measured *measured, const struct finding *findings,
                      int count, struct text *out)
 {
-    const struct grid *grid = &diagnosis->trainer->grid;
-    text_add(out, "{\"step\": %lld, \"seconds\": %.10g, \"makespan\": %.10g, \"bubble\": %.10g, \"latency\": %.10g,\n",
-             (long long)diagnosis->step, diagnosis->seconds, measured->makespan, measured->bubble, measured->latency);
-    text_add(out, "\"ranks\": [");
-    for (int p = 0; p < grid->pipeline; p++) {
+    enum {
+        DIGITS = 10
+    };
+    text_add(out, "{");
+    json_count(out, "step", diagnosis->step);
+    json_real(out, "seconds", diagnosis->seconds, DIGITS);
+    json_real(out, "makespan", measured->makespan, DIGITS);
+    json_real(out, "bubble", measured->bubble, DIGITS);
+    json_real(out, "latency", measured->latency, DIGITS);
+    text_add(out, ",\n\"ranks\": [");
+    for (int p = 0; p < diagnosis->trainer->grid.pipeline; p++) {
         const struct simulate_rank *rank = &measured->ranks[p];
         const struct holding *holds = &diagnosis->holds[p];
-        text_add(out,
-                 "%s{\"pipeline\": %d, \"busy\": %.10g, \"fill\": %.10g, \"drain\": %.10g, \"imbalance\": %.10g, "
-                 "\"communication\": %.10g, \"predicted_bytes\": %zu, \"measured_bytes\": ",
-                 p ? ",\n " : "", p, rank->busy, rank->fill, rank->drain, rank->imbalance, rank->communication,
-                 footprint_total(&holds->predicted));
-        text_add(out, isfinite(holds->measured) ? "%.0f}" : "null}", holds->measured);
+        text_add(out, p ? ",\n {" : "{");
+        json_count(out, "pipeline", p);
+        json_real(out, "busy", rank->busy, DIGITS);
+        json_real(out, "fill", rank->fill, DIGITS);
+        json_real(out, "drain", rank->drain, DIGITS);
+        json_real(out, "imbalance", rank->imbalance, DIGITS);
+        json_real(out, "communication", rank->communication, DIGITS);
+        json_count(out, "predicted_bytes", (int64_t)footprint_total(&holds->predicted));
+        json_real(out, "measured_bytes", holds->measured, 17);
+        text_add(out, "}");
     }
     text_add(out, "],\n\"findings\": ");
     report_findings_json(findings, count, out);

@@ -1,12 +1,12 @@
 #include "run/metrics.h"
 
 #include <errno.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "base/json.h"
 #include "base/memory.h"
 
 struct metrics {
@@ -68,25 +68,23 @@ void metrics_close(struct metrics *metrics)
 void metrics_begin(struct metrics *metrics, int64_t step)
 {
     metrics->line.length = 0;
-    text_add(&metrics->line, "{\"step\": %lld", (long long)step);
+    text_add(&metrics->line, "{");
+    json_count(&metrics->line, "step", step);
 }
 
 void metrics_real(struct metrics *metrics, const char *key, double value)
 {
-    if (isfinite(value))
-        text_add(&metrics->line, ", \"%s\": %.17g", key, value);
-    else
-        text_add(&metrics->line, ", \"%s\": null", key);
+    json_real(&metrics->line, key, value, 17);
 }
 
 void metrics_count(struct metrics *metrics, const char *key, int64_t value)
 {
-    text_add(&metrics->line, ", \"%s\": %lld", key, (long long)value);
+    json_count(&metrics->line, key, value);
 }
 
 void metrics_text(struct metrics *metrics, const char *key, const char *value)
 {
-    text_add(&metrics->line, ", \"%s\": \"%s\"", key, value);
+    json_string(&metrics->line, key, value);
 }
 
 void metrics_end(struct metrics *metrics)

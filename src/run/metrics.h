@@ -20,7 +20,7 @@ void metrics_close(struct metrics *metrics); /* NULL is allowed */
 void metrics_begin(struct metrics *metrics, int64_t step);
 void metrics_real(struct metrics *metrics, const char *key, double value);
 void metrics_count(struct metrics *metrics, const char *key, int64_t value);
-void metrics_text(struct metrics *metrics, const char *key, const char *value); /* without quotes in it */
+void metrics_text(struct metrics *metrics, const char *key, const char *value);
 void metrics_end(struct metrics *metrics);
 
 #endif
