@@ -69,19 +69,20 @@ static int fullest(const struct footprint *memory, int ranks)
 
 /* The arrays of a diagnosis: [layers] each, to be freed with the first. */
 struct arrays {
-    double *seconds, *boundaries;
+    double *seconds, *costs, *boundaries;
     bool measured; /* all kinds of layers were timed on the machine */
 };
 
-/* Seconds of the layers by their costs, and the bytes behind each. */
+/* Seconds of the layers by their costs, which stand in both, and the bytes behind each. */
 static struct arrays make_arrays(const struct planning *planning, const struct circumstances *circumstances)
 {
     const struct model *model = &planning->model;
-    struct arrays arrays = {.seconds = allocate(2 * (size_t)model->layer_count, sizeof(double)), .measured = true};
-    arrays.boundaries = arrays.seconds + model->layer_count;
+    struct arrays arrays = {.seconds = allocate(3 * (size_t)model->layer_count, sizeof(double)), .measured = true};
+    arrays.costs = arrays.seconds + model->layer_count;
+    arrays.boundaries = arrays.costs + model->layer_count;
     for (int i = 0; i < model->layer_count; i++) {
         struct cost_seconds cost = cost_layer(&planning->machine, model, i, planning->kinds[i], circumstances);
-        arrays.seconds[i] = cost.forward + cost.input + cost.weight;
+        arrays.seconds[i] = arrays.costs[i] = cost.forward + cost.input + cost.weight;
         arrays.measured &= cost.measured;
         for (int b = 0; b < model->declarations[i].after_count; b++)
             arrays.boundaries[i] +=
@@ -113,6 +114,12 @@ static struct diagnose_input input_of(const struct planning *planning, const str
                                    .memory = (double)footprint_total(most),
                                    .memory_limit = memory_limit,
                                    .activations = (double)most->activations};
+}
+
+/* Whether forecasts of other choices mean something. */
+static bool can_time(const struct planning *planning, const struct candidate *candidate)
+{
+    return planning->machine.known && candidate->schedule != SCHEDULE_CSV;
 }
 
 /* Seconds of a step; NAN where the candidate is impossible. */
@@ -154,8 +161,8 @@ static int make_sizes(const struct planning *planning, const struct candidate *n
 }
 
 /* Completes the input by forecasts of other choices: of less memory where it does not suffice, and of faster ones where
- * the machine's times are known. */
-static int diagnose_with_options(const struct planning *planning, const struct candidate *c,
+ * the machine's times are known; `now` is the forecast of the present one's step, s. */
+static int diagnose_with_options(const struct planning *planning, const struct candidate *c, double now,
                                  struct diagnose_input *input, struct finding *findings)
 {
     struct diagnose_option options[MOST_OPTIONS];
@@ -164,8 +171,7 @@ static int diagnose_with_options(const struct planning *planning, const struct c
     if (input->memory > input->memory_limit)
         input->option_count = make_options(planning, c, options);
     input->options = options;
-    if (planning->machine.known && c->schedule != SCHEDULE_CSV) {
-        double now = step_seconds(planning, c);
+    if (can_time(planning, c)) {
         struct candidate eager = *c;
         eager.schedule = SCHEDULE_EAGER_1F1B;
         input->sizes = sizes;
@@ -189,7 +195,7 @@ int advise_forecast(const struct planning *planning, const struct forecast *fore
     input.bubble = forecast->estimate.bubble;
     input.message_seconds = forecast->makespan - forecast->without_messages;
     input.live = forecast->live[fullest(forecast->memory, c->pipeline)];
-    int count = diagnose_with_options(planning, c, &input, findings);
+    int count = diagnose_with_options(planning, c, forecast->estimate.step_seconds, &input, findings);
     free(arrays.seconds);
     return count;
 }
@@ -214,17 +220,17 @@ int advise_measured(const struct planning *planning, const struct measured_step 
     const struct schedule *schedule = step->schedule;
     const struct candidate candidate = planning_candidate(planning->settings);
     struct circumstances circumstances = planning_circumstances(planning, &candidate);
-    struct arrays arrays = make_arrays(planning, &circumstances), declared = make_arrays(planning, &circumstances);
+    struct arrays arrays = make_arrays(planning, &circumstances);
     scale_layers(measured, first_layer, schedule->stages, arrays.seconds);
     struct diagnose_input input = input_of(planning, &candidate, &circumstances, &arrays, first_layer,
                                            schedule->placement == PLACEMENT_V, memory, memory_limit);
-    input.layer_costs = declared.measured ? declared.seconds : NULL;
+    input.layer_costs = arrays.measured ? arrays.costs : NULL;
     input.step_seconds = step->seconds;
     input.bubble = measured->bubble;
     input.message_seconds = measured->messages;
     input.live = step->live[fullest(memory, candidate.pipeline)];
-    int count = diagnose_with_options(planning, &candidate, &input, findings);
+    double now = can_time(planning, &candidate) ? step_seconds(planning, &candidate) : NAN;
+    int count = diagnose_with_options(planning, &candidate, now, &input, findings);
     free(arrays.seconds);
-    free(declared.seconds);
     return count;
 }
