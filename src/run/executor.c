@@ -97,10 +97,7 @@ void executor_destroy(struct executor *executor)
             executor->context.device->event_close(executor->events[i]);
     for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
         struct local_stage *stage = &executor->stages[chunk];
-        struct pool *pools[] = {&stage->sets,    &stage->pending,       &stage->inputs,
-                                &stage->outputs, &stage->out_gradients, &stage->in_gradients};
-        for (size_t i = 0; i < sizeof pools / sizeof *pools; i++)
-            pool_destroy(pools[i]);
+        each_pool(stage, pool_destroy);
         for (int kind = 0; kind < MESSAGE_KINDS; kind++)
             free(stage->receive_order[kind]);
         free(stage->cells);

@@ -191,13 +191,8 @@ static void account(struct executor *executor, struct executor_result *result)
 /* Buffers may be touched, or none but those that are in use. */
 static void open_pools(const struct executor *executor, bool open)
 {
-    for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
-        const struct local_stage *stage = &executor->stages[chunk];
-        const struct pool *pools[] = {&stage->sets,    &stage->pending,       &stage->inputs,
-                                      &stage->outputs, &stage->out_gradients, &stage->in_gradients};
-        for (size_t i = 0; i < sizeof pools / sizeof *pools; i++)
-            (open ? pool_end : pool_begin)(pools[i]);
-    }
+    for (int chunk = 0; chunk < executor->schedule->chunks; chunk++)
+        each_pool(&executor->stages[chunk], open ? pool_end : pool_begin);
 }
 
 /* Receives were posted ahead, and the optimizer step is the caller's. */

@@ -70,6 +70,15 @@ static inline bool on_this_rank(const struct executor *executor, int stage)
            schedule_rank_of(executor->schedule, stage) == executor->grid->p;
 }
 
+/* Each pool of buffers of the stage. */
+static inline void each_pool(struct local_stage *stage, void (*apply)(struct pool *pool))
+{
+    struct pool *pools[] = {&stage->sets,    &stage->pending,       &stage->inputs,
+                            &stage->outputs, &stage->out_gradients, &stage->in_gradients};
+    for (size_t i = 0; i < sizeof pools / sizeof *pools; i++)
+        apply(pools[i]);
+}
+
 /* Posts as many receives for the stage as there are buffers, in the order of the list. */
 void executor_post_receives(struct executor *executor, struct local_stage *stage, enum message_kind kind);
 

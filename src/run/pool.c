@@ -27,12 +27,12 @@ void pool_attach(struct pool *pool, char **memory)
         pool->free[i] = pool->count - 1 - i;
 }
 
-void pool_begin(const struct pool *pool)
+void pool_begin(struct pool *pool)
 {
     memory_forbid(pool->base, (size_t)pool->count * pool->each);
 }
 
-void pool_end(const struct pool *pool)
+void pool_end(struct pool *pool)
 {
     memory_allow(pool->base, (size_t)pool->count * pool->each);
 }

@@ -19,8 +19,8 @@ void pool_destroy(struct pool *pool);
 void pool_attach(struct pool *pool, char **memory);
 
 /* Between these two calls only buffers that are handed out may be touched (base/memory.h). */
-void pool_begin(const struct pool *pool);
-void pool_end(const struct pool *pool);
+void pool_begin(struct pool *pool);
+void pool_end(struct pool *pool);
 
 /* A free buffer. That there is one was proven beforehand: ends the job, naming `what`, when there is not. */
 char *pool_take(struct pool *pool, const char *what);
