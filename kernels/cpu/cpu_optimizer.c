@@ -1,3 +1,4 @@
+#include "kernels/adamw.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/cpu_math.h"
 
@@ -34,18 +35,9 @@ void cpu_squares(struct stream *stream, enum element element, double *blocks, co
     }
 }
 
-/* The step's numbers as the loop needs them, folded in float64. */
-struct factors {
-    float scale, keep;  /* of the gradient; of the weight */
-    float beta1, rest1; /* rest = 1 - beta */
-    float beta2, rest2;
-    float rate;          /* learning_rate / correction1 */
-    float root, epsilon; /* root = 1 / sqrt(correction2) */
-};
-
 /* The new weights are also stored in `computed` as elements, unless it is NULL. */
 VECTOR_FUNCTION void adamw_part(enum element element, float *weights, float *first_moment, float *second_moment,
-                                const float *gradients, void *computed, int64_t count, const struct factors *f)
+                                const float *gradients, void *computed, int64_t count, const struct adamw_factors *f)
 {
     for (int64_t i = 0; i < count; i += LANES) {
         const int64_t left = count - i;
@@ -65,7 +57,7 @@ VECTOR_FUNCTION void adamw_part(enum element element, float *weights, float *fir
 /* Elements begin ... end-1 of a range. */
 static void adamw_range(float *weights, float *first_moment, float *second_moment, const float *gradients,
                         void *computed, const struct optimizer_range *range, int64_t begin, int64_t end,
-                        const struct factors *f)
+                        const struct adamw_factors *f)
 {
     const int64_t moment = range->moment + begin;
     const size_t before = (size_t)begin * element_bytes(range->element);
@@ -78,18 +70,8 @@ void cpu_adamw(struct stream *stream, float *weights, float *first_moment, float
                void *computed, const struct optimizer_range *ranges, int64_t range_count, const struct adamw *step)
 {
     (void)stream;
-    const struct factors decaying = {
-        .scale = (float)step->scale,
-        .keep = (float)(1.0 - step->learning_rate * step->weight_decay),
-        .beta1 = (float)step->beta1,
-        .rest1 = (float)(1.0 - step->beta1),
-        .beta2 = (float)step->beta2,
-        .rest2 = (float)(1.0 - step->beta2),
-        .rate = (float)(step->learning_rate / step->correction1),
-        .root = (float)(1.0 / sqrt(step->correction2)),
-        .epsilon = (float)step->epsilon,
-    };
-    struct factors constant = decaying;
+    const struct adamw_factors decaying = adamw_fold(step);
+    struct adamw_factors constant = decaying;
     constant.keep = 1.0f;
 
     int64_t total = 0;

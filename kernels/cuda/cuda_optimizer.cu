@@ -1,3 +1,4 @@
+#include "kernels/adamw.h"
 #include "kernels/cuda/cuda_math.cuh"
 
 enum {
@@ -44,15 +45,6 @@ void cuda_squares(struct stream *stream, enum element element, double *blocks, c
     BY_ELEMENT(element, square_blocks, stream, blocks, x, count);
 }
 
-/* The step's numbers as the loop needs them, folded in float64. */
-struct factors {
-    float scale, keep;  /* of the gradient; of the weight, where it decays */
-    float beta1, rest1; /* rest = 1 - beta */
-    float beta2, rest2;
-    float rate;          /* learning_rate / correction1 */
-    float root, epsilon; /* root = 1 / sqrt(correction2) */
-};
-
 struct arenas {
     float *weights, *first_moment, *second_moment;
     const float *gradients;
@@ -81,7 +73,7 @@ __device__ static void store_computed(enum element element, char *to, const floa
 
 /* Every pack tests its addresses itself: ranges lie anywhere in the arenas. */
 __global__ void __launch_bounds__(THREADS)
-    update(struct arenas arenas, __grid_constant__ const struct ranges ranges, struct factors f)
+    update(struct arenas arenas, __grid_constant__ const struct ranges ranges, struct adamw_factors f)
 {
     int number = 0;
     for (int step = 32; step > 0; step /= 2) /* the last range that begins at or before this block */
@@ -124,17 +116,7 @@ void cuda_adamw(struct stream *stream, float *weights, float *first_moment, floa
                 const float *gradients, void *computed, const struct optimizer_range *ranges, int64_t range_count,
                 const struct adamw *step)
 {
-    const struct factors factors = {
-        .scale = (float)step->scale,
-        .keep = (float)(1.0 - step->learning_rate * step->weight_decay),
-        .beta1 = (float)step->beta1,
-        .rest1 = (float)(1.0 - step->beta1),
-        .beta2 = (float)step->beta2,
-        .rest2 = (float)(1.0 - step->beta2),
-        .rate = (float)(step->learning_rate / step->correction1),
-        .root = (float)(1.0 / sqrt(step->correction2)),
-        .epsilon = (float)step->epsilon,
-    };
+    const struct adamw_factors factors = adamw_fold(step);
     const struct arenas arenas = {weights, first_moment, second_moment, gradients, (char *)computed};
     for (int64_t done = 0; done < range_count; done += RANGES) {
         struct ranges now = {};
