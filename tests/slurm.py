@@ -168,11 +168,7 @@ def check_unasked(folder, cluster, victim, number, verdict):
 
 
 def main():
-    reason = slurm_cluster.missing()
-    if reason:
-        tap.skip_all(reason)
-    with tap.scratch_folder() as folder, slurm_cluster.Cluster() as cluster:
-        tiny.prepare(folder)
+    with slurm_cluster.prepared() as (folder, cluster):
         expected = check_same_as_mpiexec(folder, cluster)
         check_cube(folder, cluster, expected)
         check_wrong_input(folder, cluster)

@@ -1,11 +1,12 @@
 """A Slurm of one node, for tests: munged, slurmctld and slurmd with all their files in a folder of their own.
 
-    with slurm_cluster.Cluster() as cluster:                # as root, where slurm_cluster.missing() is None
+    with slurm_cluster.prepared() as (folder, cluster):     # as root, else the test is skipped
         subprocess.run(["srun", ...], env=dict(os.environ, **cluster.environment))
 
 The node has two processors; jobs share them if they ask for it by --oversubscribe. A job that is put back into the
 queue waits there for the five seconds of cred_expire. What was started in the cluster ends with it, jobs too.
 """
+import contextlib
 import ctypes
 import os
 import pwd
@@ -16,6 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+
+import tap
+import tiny
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 COMMANDS = ("srun", "sbatch", "scancel", "scontrol", "sinfo", "munge")
@@ -221,3 +225,14 @@ class Cluster:
                 with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
                     text += f"--- {name}\n" + "".join(file.readlines()[-5:])
         return text
+
+
+@contextlib.contextmanager
+def prepared():
+    """A folder with the tiny model's input, and a cluster; the test is skipped where there can be none."""
+    reason = missing()
+    if reason:
+        tap.skip_all(reason)
+    with tap.scratch_folder() as folder, Cluster() as cluster:
+        tiny.prepare(folder)
+        yield folder, cluster

@@ -191,11 +191,7 @@ def check_weights(folder, jobs):
 
 
 def main():
-    reason = slurm_cluster.missing()
-    if reason:
-        tap.skip_all(reason)
-    with tap.scratch_folder() as folder, slurm_cluster.Cluster() as cluster:
-        tiny.prepare(folder)
+    with slurm_cluster.prepared() as (folder, cluster):
         check_wrong_input(folder, cluster)
         check_in_vain(folder, cluster)
         check_for_good(folder, cluster)

@@ -6,7 +6,6 @@ import re
 import slurm_cluster
 import slurm_jobs
 import tap
-import tiny
 
 LIMIT_SECONDS = 90  # Slurm looks every 30 s whether a job comes near its limit
 
@@ -23,11 +22,7 @@ def check_time_limit(folder, cluster):
 
 
 def main():
-    reason = slurm_cluster.missing()
-    if reason:
-        tap.skip_all(reason)
-    with tap.scratch_folder() as folder, slurm_cluster.Cluster() as cluster:
-        tiny.prepare(folder)
+    with slurm_cluster.prepared() as (folder, cluster):
         slurm_jobs.check_weights(folder, [check_time_limit(folder, cluster)])
     tap.done()
 
