@@ -49,9 +49,10 @@ worth_restarting() {
     attempts_left "$2" "$3"
 }
 
-# is_silent RUN: whether no file there was written for SILENCE seconds
+# is_silent RUN: whether no file there was written for SILENCE seconds. Flight records do not count: ranks that wait for
+# one that is gone write them, too, once a second.
 is_silent() {
-    [ -z "$(find "$1" -maxdepth 1 -type f -newermt "-${SILENCE:-3600} seconds" -print -quit)" ]
+    [ -z "$(find "$1" -maxdepth 1 -type f ! -name 'flight-*' -newermt "-${SILENCE:-3600} seconds" -print -quit)" ]
 }
 
 # run_watched STOP RUN COMMAND...: runs it to its end, whose exit code is $code. SIGTERM, SIGINT and SIGUSR1 to this
