@@ -75,6 +75,9 @@ struct adamw {
 struct device {
     const char *name;
 
+    /* Its memory is the host's, which reads and writes it like any other. */
+    bool host_memory;
+
     /* Memory: 64-byte aligned at least, contents undefined; NULL when there is not enough. */
     void *(*allocate)(size_t bytes);
     void (*release)(void *memory, size_t bytes); /* NULL is allowed */
@@ -85,6 +88,9 @@ struct device {
      * host has been read, or written, when the call returns. */
     void (*copy)(struct stream *stream, void *to, const void *from, size_t bytes);
     void (*zero)(struct stream *stream, void *memory, size_t bytes);
+    /* Bytes of the device's memory that are taken, by libraries too: now, and at most so far. */
+    size_t (*memory_taken)(void);
+    size_t (*memory_peak)(void);
 
     /* Streams and events. An event tells when all work queued before event_record has ended. */
     struct stream *(*stream_open)(void);

@@ -28,7 +28,7 @@ struct trial {
 
 static void begin(struct trial *trial, const struct job *job, bool sharded)
 {
-    grid_open(&trial->grid, job->world, 1, job->world->size, 1);
+    grid_open(&trial->grid, job->world, 1, job->world->size, 1, device_cpu(1), NULL);
     settings_init(&trial->settings);
     trial->settings.model.layers = LAYERS;
     trial->settings.model.hidden = 128;

@@ -46,9 +46,9 @@ static int fail(const char *how, int argc, char **argv)
     if (strcmp(how, "bad-grid") == 0) {
         if (job.world->rank != 1)
             control_barrier(job.world);
-        grid_open(&grid, job.world, 2, 1, 1);
+        grid_open(&grid, job.world, 2, 1, 1, device_cpu(1), NULL);
     }
-    grid_open(&grid, job.world, job.world->size, 1, 1);
+    grid_open(&grid, job.world, job.world->size, 1, 1, device_cpu(1), NULL);
     struct communicator *comm = grid.activations;
     error_set_activity("step 3 SEND");
     size_t bytes = strcmp(how, "too-long") == 0 ? 100000 : 8;

@@ -98,7 +98,7 @@ static bool subset_holds(const struct grid *grid)
 static void check_grid(struct communicator *world, int pipeline, int data, int tensor)
 {
     struct grid grid;
-    grid_open(&grid, world, pipeline, data, tensor);
+    grid_open(&grid, world, pipeline, data, tensor, device_cpu(1), NULL);
     char place[64];
     snprintf(place, sizeof place, "rank %d (p%d d%d t%d)", world->rank, world->rank / (data * tensor),
              world->rank / tensor % data, world->rank % tensor);

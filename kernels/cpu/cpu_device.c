@@ -137,12 +137,15 @@ struct share cpu_share(int64_t count, int64_t unit)
 
 static const struct device table = {
     .name = "cpu",
+    .host_memory = true,
     .allocate = device_allocate,
     .release = device_release,
     .host_allocate = device_allocate,
     .host_release = device_release,
     .copy = device_copy,
     .zero = device_zero,
+    .memory_taken = memory_resident,
+    .memory_peak = memory_peak,
     .stream_open = stream_open,
     .stream_close = stream_close,
     .stream_wait = stream_wait,

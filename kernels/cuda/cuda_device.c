@@ -27,6 +27,7 @@ struct event {
 /* Of this process: one device, chosen once. */
 static struct {
     bool tf32;
+    size_t most;       /* bytes of memory that were seen taken */
     cudaStream_t idle; /* for anchors: nothing else runs there */
     struct anchor anchors[ANCHORS];
     int64_t anchored; /* anchors so far; the last ones are kept */
@@ -115,6 +116,21 @@ static void device_zero(struct stream *stream, void *memory, size_t bytes)
         CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream->queue));
 }
 
+/* What the device has given to processes; this one is the only one that works with it. */
+static size_t memory_taken(void)
+{
+    size_t left = 0, all = 0;
+    CUDA_CHECK(cudaMemGetInfo(&left, &all));
+    chosen.most = all - left > chosen.most ? all - left : chosen.most;
+    return all - left;
+}
+
+static size_t memory_most(void)
+{
+    (void)memory_taken(); /* nothing is given back in training */
+    return chosen.most;
+}
+
 static struct stream *stream_open(void)
 {
     struct stream *stream = allocate(1, sizeof *stream);
@@ -196,6 +212,8 @@ static const struct device table = {
     .host_release = host_release,
     .copy = device_copy,
     .zero = device_zero,
+    .memory_taken = memory_taken,
+    .memory_peak = memory_most,
     .stream_open = stream_open,
     .stream_close = stream_close,
     .stream_wait = stream_wait,

@@ -53,7 +53,7 @@ static void comm_progress(struct communicator *base)
         comm_mpi_poll(of(base)->engine);
 }
 
-static const struct communicator_ops table = {
+const struct communicator_ops comm_mpi_table = {
     .name = "mpi",
     .close = comm_close,
     .send = comm_send,
@@ -73,7 +73,7 @@ static const struct communicator_ops table = {
 static struct communicator *open_with(MPI_Comm mpi, struct engine *engine)
 {
     struct comm_mpi *comm = allocate(1, sizeof *comm); /* freed by comm_close */
-    communicator_init(&comm->base, &table, mpi);
+    communicator_init(&comm->base, &comm_mpi_table, mpi);
     comm->inner = communicator_duplicate(mpi);
     comm->engine = engine;
     return &comm->base;
@@ -86,19 +86,7 @@ struct communicator *comm_mpi_open(MPI_Comm mpi)
 
 struct communicator *comm_mpi_open_beside(MPI_Comm mpi, struct communicator *beside)
 {
-    if (beside->ops != &table)
-        fatal("a communicator of %s cannot advance beside one of %s", table.name, beside->ops->name);
+    if (beside->ops != &comm_mpi_table)
+        fatal("a communicator of %s cannot advance beside one of %s", comm_mpi_table.name, beside->ops->name);
     return open_with(mpi, comm_mpi_engine_share(of(beside)->engine));
-}
-
-void comm_mpi_outline_init(struct communicator *outline, int rank, int size)
-{
-    *outline = (struct communicator){.ops = &table, .mpi = MPI_COMM_NULL, .rank = rank, .size = size, .flight = -1};
-    communicator_list_ranks(outline);
-}
-
-void comm_mpi_outline_fini(struct communicator *outline)
-{
-    free(outline->one_each);
-    *outline = (struct communicator){0};
 }

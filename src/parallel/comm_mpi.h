@@ -5,6 +5,8 @@
 
 #include "parallel/communicator.h"
 
+extern const struct communicator_ops comm_mpi_table;
+
 /* The messages under way on all communicators that advance together. */
 struct engine;
 

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 
 #include "base/memory.h"
+#include "parallel/comm_mpi.h"
+#include "parallel/comm_nccl.h"
 #include "parallel/flight.h"
 #include "parallel/mpi_check.h"
 
@@ -30,6 +32,22 @@ void communicator_list_ranks(struct communicator *comm)
         rank_of[i] = i;
     comm->one_each->count = comm->size;
     comm->one_each->rank_of = rank_of;
+}
+
+void communicator_outline_init(struct communicator *outline, const struct device *device, int rank, int size)
+{
+    *outline = (struct communicator){.ops = device->host_memory ? &comm_mpi_table : &comm_nccl_table,
+                                     .mpi = MPI_COMM_NULL,
+                                     .rank = rank,
+                                     .size = size,
+                                     .flight = -1};
+    communicator_list_ranks(outline);
+}
+
+void communicator_outline_fini(struct communicator *outline)
+{
+    free(outline->one_each);
+    *outline = (struct communicator){0};
 }
 
 /* The ranks' numbers in the world, and a place in the flight record under an id that no other communicator has. */

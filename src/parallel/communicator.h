@@ -1,5 +1,8 @@
-/* The one table of transfers between ranks. comm_mpi fills it for host memory; a build for another kind of device
- * fills it again for that device's memory. Nothing above src/parallel calls MPI.
+/* The one table of transfers between ranks. comm_mpi fills it for host memory, comm_nccl for the memory of CUDA
+ * devices. Nothing above src/parallel calls MPI or NCCL.
+ *
+ * In host memory a transfer starts when it is begun. In memory of a device it is queued: it starts behind all that was
+ * queued before on the stream that its communicator was opened with.
  *
  * A communicator is a group of ranks with an order. Traffic of different kinds (activations, gradients, data-parallel
  * sums, tied weights, tensor-parallel sums, control) uses different communicators, so no order between kinds is
@@ -59,11 +62,15 @@ struct communicator_ops {
     struct transfer *(*all_gather_begin)(struct communicator *comm, void *whole, const void *mine,
                                          const int64_t *counts, size_t size);
 
-    bool (*test)(struct transfer *transfer); /* true: done, and the handle is gone */
-    void (*wait)(struct transfer *transfer);
+    /* What is queued on the stream from here on comes behind the transfer, which is still to be tested or waited for;
+     * NULL where transfers are not queued. */
+    void (*join)(struct transfer *transfer);
+
+    bool (*test)(struct transfer *transfer);     /* true: done, and the handle is gone */
+    void (*wait)(struct transfer *transfer);     /* the host waits until it is done */
     void (*progress)(struct communicator *comm); /* advances everything under way; cheap when nothing is */
 
-    /* The same begun and waited for; collective and blocking. */
+    /* The same for what comes behind it on the stream: begun and waited for, or queued there; collective. */
     /* buffer [count]: replaced by the sum over ranks in rank order. scratch: sum_scratch(count, one per rank). */
     void (*all_reduce)(struct communicator *comm, enum element element, void *buffer, int64_t count, void *scratch);
     void (*reduce_scatter)(struct communicator *comm, enum element element, void *mine, const void *whole,
@@ -103,11 +110,11 @@ void control_min(struct communicator *comm, double *values, int64_t count);
 void control_sum_uint64(struct communicator *comm, uint64_t *values, int64_t count); /* modulo 2^64 */
 void control_barrier(struct communicator *comm);
 
-/* A communicator of comm_mpi_open that exists on paper: only what follows from rank and size (sum_scratch(),
+/* A communicator for that device's memory that exists on paper: only what follows from rank and size (sum_scratch(),
  * communicator_one_each(), the members) may be asked of it. For those who plan memory. Local; released by
- * comm_mpi_outline_fini. */
-void comm_mpi_outline_init(struct communicator *outline, int rank, int size);
-void comm_mpi_outline_fini(struct communicator *outline);
+ * communicator_outline_fini. */
+void communicator_outline_init(struct communicator *outline, const struct device *device, int rank, int size);
+void communicator_outline_fini(struct communicator *outline);
 
 /* For those who fill the table: the common part, over a duplicate of `mpi` that returns errors; collective, as is its
  * release. */

@@ -2,20 +2,30 @@
 
 #include <string.h>
 
+#include "parallel/comm_nccl.h"
 #include "parallel/flight.h"
 #include "parallel/mpi_check.h"
 
+/* For messages between neighbours, or for sums. */
+static struct communicator *open_over(const struct grid *grid, MPI_Comm ranks, bool ring)
+{
+    if (grid->device->host_memory)
+        return comm_mpi_open_beside(ranks, grid->world);
+    return ring ? comm_nccl_open_ring(ranks, grid->stream) : comm_nccl_open_group(ranks, grid->stream);
+}
+
 /* The ranks that differ from this one only along the axes in `keep`, in order of their coordinates. */
-static struct communicator *open_along(const struct grid *grid, MPI_Comm cart, const int keep[3])
+static struct communicator *open_along(const struct grid *grid, MPI_Comm cart, const int keep[3], bool ring)
 {
     MPI_Comm group;
     mpi_check(MPI_Cart_sub(cart, keep, &group), "MPI_Cart_sub");
-    struct communicator *comm = comm_mpi_open_beside(group, grid->world);
+    struct communicator *comm = open_over(grid, group, ring);
     mpi_check(MPI_Comm_free(&group), "MPI_Comm_free");
     return comm;
 }
 
-void grid_open(struct grid *grid, struct communicator *world, int pipeline, int data, int tensor)
+void grid_open(struct grid *grid, struct communicator *world, int pipeline, int data, int tensor,
+               const struct device *device, struct stream *stream)
 {
     if (pipeline < 1 || data < 1 || tensor < 1 || (int64_t)pipeline * data > world->size ||
         (int64_t)pipeline * data * tensor != world->size)
@@ -27,6 +37,8 @@ void grid_open(struct grid *grid, struct communicator *world, int pipeline, int 
     grid->rank = world->rank;
     grid->size = world->size;
     grid->world = world;
+    grid->device = device;
+    grid->stream = stream;
 
     /* Ranks keep their numbers, so the coordinates do not depend on the MPI library. */
     MPI_Comm cart;
@@ -42,10 +54,10 @@ void grid_open(struct grid *grid, struct communicator *world, int pipeline, int 
     flight_set_place(grid->p, grid->d, grid->t);
 
     const int along_pipeline[3] = {1, 0, 0}, along_data[3] = {0, 1, 0}, along_tensor[3] = {0, 0, 1};
-    grid->activations = open_along(grid, cart, along_pipeline);
-    grid->gradients = open_along(grid, cart, along_pipeline);
-    grid->data_group = open_along(grid, cart, along_data);
-    grid->tensor_group = open_along(grid, cart, along_tensor);
+    grid->activations = open_along(grid, cart, along_pipeline, true);
+    grid->gradients = open_along(grid, cart, along_pipeline, true);
+    grid->data_group = open_along(grid, cart, along_data, false);
+    grid->tensor_group = open_along(grid, cart, along_tensor, false);
     mpi_check(MPI_Comm_free(&cart), "MPI_Comm_free");
 }
 
@@ -73,7 +85,7 @@ struct communicator *grid_pipeline_subset(const struct grid *grid, const int *me
     mpi_check(MPI_Comm_split(grid->activations->mpi, color, grid->p, &group), "MPI_Comm_split");
     if (group == MPI_COMM_NULL)
         return NULL;
-    struct communicator *comm = comm_mpi_open_beside(group, grid->world);
+    struct communicator *comm = open_over(grid, group, false);
     mpi_check(MPI_Comm_free(&group), "MPI_Comm_free");
     return comm;
 }

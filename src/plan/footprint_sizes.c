@@ -183,8 +183,9 @@ struct footprint_sizes *footprint_sizes_create(const struct layout *layout)
     measure_program(sizes, &sizes->evaluate, layout->evaluate);
     while (sizes->loss_layer >= 0 && !model->declarations[sizes->loss_layer].loss)
         sizes->loss_layer--;
-    comm_mpi_outline_init(&sizes->data, 0, layout->data);
-    comm_mpi_outline_init(&sizes->tensor, layout->circumstances.t, layout->circumstances.tensor);
+    communicator_outline_init(&sizes->data, layout->circumstances.device, 0, layout->data);
+    communicator_outline_init(&sizes->tensor, layout->circumstances.device, layout->circumstances.t,
+                              layout->circumstances.tensor);
     measure_layers(sizes);
     return sizes;
 }
@@ -206,8 +207,8 @@ void footprint_sizes_destroy(struct footprint_sizes *sizes)
     free(sizes->before);
     free(sizes->bucket);
     free(sizes->ends);
-    comm_mpi_outline_fini(&sizes->data);
-    comm_mpi_outline_fini(&sizes->tensor);
+    communicator_outline_fini(&sizes->data);
+    communicator_outline_fini(&sizes->tensor);
     free(sizes);
 }
 
@@ -401,11 +402,11 @@ static size_t tie_scratch(const struct footprint_sizes *sizes, const struct hold
             continue;
         int ends, own, members = number_members(sizes, holder, end->logical, rank_of, &ends, &own);
         struct communicator group;
-        comm_mpi_outline_init(&group, own, members);
+        communicator_outline_init(&group, sizes->layout.circumstances.device, own, members);
         bytes +=
             TIES_UNDER_WAY * aligned(group.ops->sum_scratch(&group, ELEMENT_FLOAT32, tied_bucket(sizes, holder, end),
                                                             &(struct contributions){ends, rank_of}));
-        comm_mpi_outline_fini(&group);
+        communicator_outline_fini(&group);
     }
     free(rank_of);
     return bytes;

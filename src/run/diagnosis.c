@@ -83,7 +83,7 @@ static void gather(const struct diagnosis *diagnosis)
     const struct grid *grid = &trainer->grid;
     const double resident = (double)trainer->resident;
     struct holding mine = {.predicted = trainer->memory,
-                           .measured = resident > 0 ? (double)memory_peak() - resident : NAN,
+                           .measured = resident > 0 ? (double)trainer->context.device->memory_peak() - resident : NAN,
                            .program = resident};
     void *times = diagnosis->all, *holds = diagnosis->holds;
     if (grid->p == 0 && grid->rank != 0) {

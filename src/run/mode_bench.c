@@ -14,10 +14,11 @@
 static void begin(struct bench *bench)
 {
     const struct settings *s = bench->settings;
-    grid_open(&bench->grid, bench->job->world, s->grid.pipeline, s->grid.data, s->grid.tensor);
     const struct device *device = device_cpu(mode_threads(bench->job, s));
+    struct stream *stream = device->stream_open();
+    grid_open(&bench->grid, bench->job->world, s->grid.pipeline, s->grid.data, s->grid.tensor, device, stream);
     bench->context = (struct context){.device = device,
-                                      .stream = device->stream_open(),
+                                      .stream = stream,
                                       .tensor = bench->grid.tensor_group,
                                       .loss_scale = 1,
                                       .circumstances = {.sequences = s->pipeline.microbatch_size,
@@ -36,8 +37,8 @@ static void end(struct bench *bench)
     settings_fini(bench->figures);
     free(bench->figures);
     model_destroy(&bench->model);
-    bench->context.device->stream_close(bench->context.stream);
     grid_close(&bench->grid);
+    bench->context.device->stream_close(bench->context.stream);
 }
 
 static void name_machine(const struct bench *bench)

@@ -175,7 +175,7 @@ static size_t resident_before(const struct trainer *trainer)
                    width, width, width);
     device->stream_wait(trainer->context.stream);
     device->release(memory, 3 * bytes);
-    return memory_resident();
+    return device->memory_taken();
 }
 
 static int take_memory(struct trainer *trainer, bool training, struct err *err)
@@ -280,11 +280,13 @@ static int prepare(struct trainer **out, const struct job *job, struct settings 
     trainer->settings = settings;
     trainer->model = *model;
     *out = trainer;
-    grid_open(&trainer->grid, job->world, settings->grid.pipeline, settings->grid.data, settings->grid.tensor);
     settings->run.threads = mode_threads(job, settings);
     const struct device *device = device_cpu(settings->run.threads);
+    struct stream *stream = device->stream_open();
+    grid_open(&trainer->grid, job->world, settings->grid.pipeline, settings->grid.data, settings->grid.tensor, device,
+              stream);
     trainer->context = (struct context){.device = device,
-                                        .stream = device->stream_open(),
+                                        .stream = stream,
                                         .tensor = trainer->grid.tensor_group,
                                         .circumstances = {.sequences = settings->pipeline.microbatch_size,
                                                           .tensor = trainer->grid.tensor,
@@ -394,8 +396,8 @@ void trainer_destroy(struct trainer *trainer)
         batch_destroy(&trainer->batches[i]);
     batch_destroy(&trainer->evaluation_batch);
     model_destroy(&trainer->model);
-    device->stream_close(trainer->context.stream);
     grid_close(&trainer->grid);
+    device->stream_close(trainer->context.stream);
     free(trainer->first_layer);
     free(trainer->stage_of_layer);
     free(trainer->vector);

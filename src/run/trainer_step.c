@@ -157,7 +157,7 @@ void trainer_step(struct trainer *trainer, int (*stop)(void *of), void *of, stru
     x.losses[grid->d] = sum_losses(trainer, trainer->train.executor, batch);
     x.busy[grid->rank] = ran.busy;
     x.last_backward[grid->rank] = ran.last_backward - start;
-    x.memory[grid->rank] = (double)memory_peak();
+    x.memory[grid->rank] = (double)trainer->context.device->memory_peak();
     x.stop[grid->rank] = stop ? stop(of) : 0;
     flight_begin(FLIGHT_NORM_AGREEMENT);
     control_sum(grid->world, trainer->vector, trainer->vector_count);
