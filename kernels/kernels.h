@@ -88,7 +88,9 @@ struct device {
      * host has been read, or written, when the call returns. */
     void (*copy)(struct stream *stream, void *to, const void *from, size_t bytes);
     void (*zero)(struct stream *stream, void *memory, size_t bytes);
-    /* Bytes of the device's memory that are taken, by libraries too: now, and at most so far. */
+    /* Bytes of the device's memory: all there is, of the whole node on the CPU; and what this process has taken, by its
+     * libraries too: now, and at most so far. */
+    size_t (*memory_size)(void);
     size_t (*memory_taken)(void);
     size_t (*memory_peak)(void);
 
@@ -219,6 +221,10 @@ int device_cuda_count(struct err *err);
  * have the same device is for the caller to see, from the identities. */
 const struct device *device_cuda(int node_rank, int node_size, bool tf32, struct device_identity *identity,
                                  struct err *err);
+
+/* Its table for those who plan memory: host_memory and attention_workspace() alone may be asked. NULL in a build
+ * without CUDA. */
+const struct device *device_cuda_outline(void);
 
 /* The libraries that the CUDA kernels were built with, for --version; "none" in a build without them. */
 const char *device_cuda_libraries(void);

@@ -16,6 +16,11 @@ const struct device *device_cuda(int node_rank, int node_size, bool tf32, struct
     return NULL;
 }
 
+const struct device *device_cuda_outline(void)
+{
+    return NULL;
+}
+
 const char *device_cuda_libraries(void)
 {
     return "none";

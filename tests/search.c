@@ -59,7 +59,7 @@ static void test_forms(const char *links, double tolerance, double tolerance_v)
         "&pipeline global_batch = 48 / &plan devices = 4 / &machine peak_gflops = 100 %s /\n",
         links);
     if (settings_parse(settings, text_string(&text), text.length, "x.nml", NULL, 0, &messages) < 0 ||
-        planning_init(&planning, settings, NULL, &err) < 0)
+        planning_init(&planning, settings, device_cpu(1), NULL, &err) < 0)
         tap_note("%s%s", text_string(&messages), err.text);
     search_run(&search, &planning, INFINITY);
     for (int64_t i = 0; i < search.count; i++)

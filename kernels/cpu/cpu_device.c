@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/error.h"
 #include "base/memory.h"
@@ -57,6 +58,11 @@ static void device_zero(struct stream *stream, void *memory, size_t bytes)
         if (own.end > own.begin)
             memset((char *)memory + own.begin, 0, (size_t)(own.end - own.begin));
     }
+}
+
+static size_t memory_size(void)
+{
+    return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
 }
 
 static struct stream *stream_open(void)
@@ -144,6 +150,7 @@ static const struct device table = {
     .host_release = device_release,
     .copy = device_copy,
     .zero = device_zero,
+    .memory_size = memory_size,
     .memory_taken = memory_resident,
     .memory_peak = memory_peak,
     .stream_open = stream_open,

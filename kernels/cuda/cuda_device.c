@@ -125,6 +125,13 @@ static size_t memory_taken(void)
     return all - left;
 }
 
+static size_t memory_size(void)
+{
+    size_t left = 0, all = 0;
+    CUDA_CHECK(cudaMemGetInfo(&left, &all));
+    return all;
+}
+
 static size_t memory_most(void)
 {
     (void)memory_taken(); /* nothing is given back in training */
@@ -212,6 +219,7 @@ static const struct device table = {
     .host_release = host_release,
     .copy = device_copy,
     .zero = device_zero,
+    .memory_size = memory_size,
     .memory_taken = memory_taken,
     .memory_peak = memory_most,
     .stream_open = stream_open,
@@ -258,6 +266,11 @@ int device_cuda_count(struct err *err)
     if (count == 0)
         err_set(err, "no CUDA device");
     return count;
+}
+
+const struct device *device_cuda_outline(void)
+{
+    return &table;
 }
 
 /* A scheduler that binds devices shows each rank its own alone; else ranks of a node take one each in their order. */

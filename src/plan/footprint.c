@@ -64,6 +64,11 @@ size_t footprint_buffer(size_t bytes)
     return (bytes / 64 + 1) * 64;
 }
 
+size_t footprint_field(const struct schedule *schedule, int64_t rows)
+{
+    return ((size_t)schedule->microbatches * (size_t)rows * sizeof(int32_t) + 63) / 64 * 64;
+}
+
 void footprint_add_stage(struct footprint *memory, const struct stage_slots *slots, const struct stage_bytes *bytes)
 {
     memory->activations += (size_t)slots->sets * footprint_buffer(bytes->set) +

@@ -49,6 +49,10 @@ size_t footprint_total(const struct footprint *memory);
 /* Bytes that a buffer takes: whole cache lines, never none, as a stage that keeps nothing has buffers too. */
 size_t footprint_buffer(size_t bytes);
 
+/* Bytes of one field of the batch in the memory of a device that does not read the host's: `rows` tokens in each
+ * microbatch. */
+size_t footprint_field(const struct schedule *schedule, int64_t rows);
+
 /* Adds the sets and messages of one stage. */
 void footprint_add_stage(struct footprint *memory, const struct stage_slots *slots, const struct stage_bytes *bytes);
 

@@ -1,4 +1,5 @@
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/memory.h"
 #include "plan/footprint.h"
@@ -39,6 +40,7 @@ struct program_sizes {
     struct stage_slots *slots;       /* [stages] */
     int *variant_of;                 /* [stages] */
     size_t losses;                   /* bytes of all losses */
+    size_t field;                    /* bytes of a field of the batch, 0 where the device reads the host's memory */
 };
 
 struct footprint_sizes {
@@ -165,6 +167,7 @@ static void measure_program(struct footprint_sizes *sizes, struct program_sizes 
     program->slots = allocate(stages, sizeof *program->slots);
     program->variant_of = allocate(stages, sizeof *program->variant_of);
     program->losses = aligned((size_t)schedule->microbatches * (size_t)rows * sizeof(float));
+    program->field = sizes->layout.circumstances.device->host_memory ? 0 : footprint_field(schedule, rows);
     for (int stage = 0; stage < schedule->stages; stage++) {
         program->slots[stage] = footprint_slots(schedule, proven.validation, stage);
         program->variant_of[stage] =
@@ -274,6 +277,25 @@ static struct arenas sum_arenas(const struct footprint_sizes *sizes, const struc
     return arenas;
 }
 
+/* How many fields of the batch the layers read. */
+static size_t count_fields(const struct footprint_sizes *sizes, const struct partition_slice *slices, int count)
+{
+    const char *names[LAYER_MAX_FIELDS];
+    size_t known = 0;
+    for (int i = 0; i < count; i++)
+        for (int layer = slices[i].first; layer < slices[i].end; layer++) {
+            const struct declaration *declaration = &sizes->layout.model->declarations[layer];
+            for (int field = 0; field < declaration->field_count; field++) {
+                size_t at = 0;
+                while (at < known && strcmp(names[at], declaration->fields[field]) != 0)
+                    at++;
+                if (at == known && known < LAYER_MAX_FIELDS)
+                    names[known++] = declaration->fields[field];
+            }
+        }
+    return known;
+}
+
 /* Adds the buffers of one program, in their two parts; returns what they come to. */
 static size_t add_program(struct footprint_sizes *sizes, const struct program_sizes *program,
                           const struct partition_slice *slices, int count, struct footprint *memory)
@@ -291,6 +313,8 @@ static size_t add_program(struct footprint_sizes *sizes, const struct program_si
     }
     if (holds(slices, count, sizes->loss_layer))
         own.buffers += program->losses;
+    if (program->field > 0)
+        own.buffers += count_fields(sizes, slices, count) * program->field;
     memory->activations += own.activations;
     memory->buffers += own.buffers;
     return own.activations + own.buffers;

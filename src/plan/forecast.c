@@ -13,10 +13,11 @@
 /* (stage, microbatch) pairs of a table that is made as it is; larger ones are made for fewer microbatches. */
 #define WHOLE_CELLS (1 << 18)
 
-int planning_init(struct planning *planning, const struct settings *settings, const struct text *csv, struct err *err)
+int planning_init(struct planning *planning, const struct settings *settings, const struct device *device,
+                  const struct text *csv, struct err *err)
 {
     *planning =
-        (struct planning){.settings = settings, .csv = csv, .machine = cost_machine(settings), .device = device_cpu(1)};
+        (struct planning){.settings = settings, .csv = csv, .machine = cost_machine(settings), .device = device};
     if (model_create(&planning->model, settings, err) < 0)
         return -1;
     struct circumstances circumstances = {.sequences = 1, .tensor = 1, .device = planning->device, .live = 1};

@@ -29,7 +29,8 @@ struct planning {
 };
 
 /* *planning is to be released by planning_fini after success. Returns 0, or -1 with *err. */
-int planning_init(struct planning *planning, const struct settings *settings, const struct text *csv, struct err *err);
+int planning_init(struct planning *planning, const struct settings *settings, const struct device *device,
+                  const struct text *csv, struct err *err);
 void planning_fini(struct planning *planning);
 
 /* The configuration that the settings describe. */

@@ -1,17 +1,27 @@
 #include "run/batch.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/memory.h"
 #include "parallel/flight.h"
 
+static size_t field_bytes(const struct batch_shape *shape)
+{
+    return (size_t)shape->microbatches * (size_t)shape->microbatch_size * (size_t)shape->sequence * sizeof(int32_t);
+}
+
 void batch_create(struct batch *batch, const struct batch_shape *shape)
 {
     *batch = (struct batch){.shape = *shape};
-    size_t tokens = (size_t)shape->microbatches * (size_t)shape->microbatch_size * (size_t)shape->sequence;
-    for (int field = 0; field < EXECUTOR_FIELDS; field++)
-        if (shape->reads[field])
-            batch->fields[field] = allocate(tokens, sizeof *batch->fields[field]);
+    for (int field = 0; field < EXECUTOR_FIELDS; field++) {
+        if (!shape->reads[field])
+            continue;
+        batch->fields[field] = shape->device->host_allocate(field_bytes(shape));
+        if (!batch->fields[field])
+            fatal("out of host memory: %zu bytes for a batch", field_bytes(shape));
+        memset(batch->fields[field], 0, field_bytes(shape)); /* ragged batches leave tokens unread */
+    }
     batch->sequences = allocate((size_t)shape->microbatches, sizeof *batch->sequences);
     batch->samples = allocate((size_t)shape->microbatch_size, sizeof *batch->samples);
 }
@@ -19,7 +29,8 @@ void batch_create(struct batch *batch, const struct batch_shape *shape)
 void batch_destroy(struct batch *batch)
 {
     for (int field = 0; field < EXECUTOR_FIELDS; field++)
-        free(batch->fields[field]);
+        if (batch->fields[field])
+            batch->shape.device->host_release(batch->fields[field], field_bytes(&batch->shape));
     free(batch->sequences);
     free(batch->samples);
     *batch = (struct batch){0};

@@ -13,15 +13,18 @@ struct batch_shape {
     int64_t sequence;        /* tokens in a sequence */
     int data, d;             /* data ranks, this one */
     bool reads[EXECUTOR_FIELDS];
+    const struct device *device; /* that the fields go to */
 };
 
 struct batch {
     struct batch_shape shape;
-    int32_t *fields[EXECUTOR_FIELDS]; /* [microbatches, microbatch_size, sequence]; NULL where not read */
+    int32_t *fields[EXECUTOR_FIELDS]; /* [microbatches, microbatch_size, sequence] in memory of the device's
+                                       * host_allocate; NULL where not read */
     int64_t *sequences;               /* [microbatches] */
     int64_t *samples;                 /* [microbatch_size] for reading */
 };
 
+/* Ends the job where there is not enough memory. */
 void batch_create(struct batch *batch, const struct batch_shape *shape);
 void batch_destroy(struct batch *batch);
 

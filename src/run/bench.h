@@ -7,10 +7,12 @@
 #include "model/stage.h"
 #include "parallel/grid.h"
 #include "parallel/job.h"
+#include "run/devices.h"
 
 struct bench {
     const struct job *job;
-    const struct settings *settings;
+    struct settings *settings;
+    struct devices devices;
     struct grid grid;
     struct context context; /* device, stream, tensor ranks, circumstances of the namelist */
     struct model model;

@@ -36,9 +36,7 @@ static int check_built(const struct settings *s, struct err *err)
     struct err missing = {0};
     if (s->run.device == DEVICE_CUDA && !plan && device_cuda_count(&missing) == 0)
         return err_set(err, "&run device = 'cuda': %s; available here: 'cpu'", missing.text);
-    if (s->run.device == DEVICE_CUDA && !plan)
-        return err_set(err, "&run device = 'cuda' is not built yet");
-    if (s->run.precision == PRECISION_TF32 && !plan)
+    if (s->run.precision == PRECISION_TF32 && s->run.device == DEVICE_CPU && !plan)
         return err_set(err, "&run precision = 'tf32' is for device = 'cuda'; available here: 'fp32', 'bf16'");
     if (s->run.sample_every > 0)
         return err_set(err, "&run sample_every > 0 is not built yet");

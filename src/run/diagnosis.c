@@ -143,7 +143,7 @@ static int conclude(struct diagnosis *diagnosis, struct text *out, struct err *e
     struct planning planning;
     struct measured measured;
     struct finding findings[DIAGNOSE_KINDS];
-    if (planning_init(&planning, trainer->settings, &json, err) < 0)
+    if (planning_init(&planning, trainer->settings, trainer->context.device, &json, err) < 0)
         return -1;
     int result = measured_take(&measured, &step, err);
     if (result == 0) {
@@ -191,13 +191,13 @@ void diagnosis_memory(const struct diagnosis *diagnosis, struct text *out)
     }
 }
 
-void diagnosis_of_memory(const struct settings *settings, double limit, struct text *out)
+void diagnosis_of_memory(const struct settings *settings, const struct device *device, double limit, struct text *out)
 {
     struct planning planning;
     struct forecast forecast;
     struct err err;
     const struct text no_table = {0}; /* another schedule is what is looked for */
-    if (planning_init(&planning, settings, &no_table, &err) < 0)
+    if (planning_init(&planning, settings, device, &no_table, &err) < 0)
         return;
     const struct candidate candidate = planning_candidate(settings);
     if (forecast_make(&forecast, &planning, &candidate, &err) == 0) {

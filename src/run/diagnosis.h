@@ -23,7 +23,8 @@ int diagnosis_report(struct diagnosis *diagnosis, struct text *out, struct err *
 /* Appends lines on what pipeline ranks hold, predicted and measured, as of the last report. Rank 0. */
 void diagnosis_memory(const struct diagnosis *diagnosis, struct text *out);
 
-/* Appends what would need less memory, where a rank would hold more than `limit` bytes; nothing else. Local. */
-void diagnosis_of_memory(const struct settings *settings, double limit, struct text *out);
+/* Appends what would need less memory, where a rank would hold more than `limit` bytes of the device's; nothing else.
+ * Local. */
+void diagnosis_of_memory(const struct settings *settings, const struct device *device, double limit, struct text *out);
 
 #endif

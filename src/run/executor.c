@@ -15,15 +15,33 @@ static int find_field(const char *name)
     return -1;
 }
 
+/* The inlet for messages of this kind from the peer. */
+static struct inlet *inlet_from(struct executor *executor, enum message_kind kind, int peer)
+{
+    for (int i = 0; i < INLETS; i++) {
+        struct inlet *inlet = &executor->inlets[kind][i];
+        if (inlet->peer < 0) {
+            inlet->peer = peer;
+            inlet->order = allocate((size_t)executor->list->count, sizeof *inlet->order);
+        }
+        if (inlet->peer == peer)
+            return inlet;
+    }
+    fatal("messages of one kind come from more than %d ranks: this is a defect of ppmodel", INLETS);
+}
+
 static void order_receives(struct executor *executor)
 {
+    for (int kind = 0; kind < MESSAGE_KINDS; kind++)
+        for (int i = 0; i < INLETS; i++)
+            executor->inlets[kind][i].peer = -1;
     for (int64_t i = 0; i < executor->list->count; i++) {
         struct instruction item = executor->list->items[i];
         if (item.op != RECEIVE_ACTIVATION && item.op != RECEIVE_GRADIENT)
             continue;
-        struct local_stage *stage = local(executor, item.stage);
         enum message_kind kind = item.op == RECEIVE_ACTIVATION ? MESSAGE_ACTIVATION : MESSAGE_GRADIENT;
-        stage->receive_order[kind][stage->receive_count[kind]++] = item.microbatch;
+        struct inlet *inlet = inlet_from(executor, kind, item.peer);
+        inlet->order[inlet->count++] = i;
     }
 }
 
@@ -32,18 +50,17 @@ static int create_stage(struct executor *executor, const struct validation *vali
 {
     const struct schedule *schedule = executor->schedule;
     const struct stage_bytes *bytes = stage_bytes(computation);
+    const bool guarded = executor->context.device->host_memory;
     stage->stage = stage_slice(computation).stage;
     stage->computation = computation;
     stage->slots = footprint_slots(schedule, validation, stage->stage);
-    pool_create(&stage->sets, stage->slots.sets, bytes->set);
-    pool_create(&stage->pending, stage->slots.pending, bytes->pending);
-    pool_create(&stage->inputs, stage->slots.inputs, bytes->input);
-    pool_create(&stage->outputs, stage->slots.outputs, bytes->output);
-    pool_create(&stage->out_gradients, stage->slots.out_gradients, bytes->output);
-    pool_create(&stage->in_gradients, stage->slots.in_gradients, bytes->input);
+    pool_create(&stage->sets, stage->slots.sets, bytes->set, guarded);
+    pool_create(&stage->pending, stage->slots.pending, bytes->pending, guarded);
+    pool_create(&stage->inputs, stage->slots.inputs, bytes->input, guarded);
+    pool_create(&stage->outputs, stage->slots.outputs, bytes->output, guarded);
+    pool_create(&stage->out_gradients, stage->slots.out_gradients, bytes->output, guarded);
+    pool_create(&stage->in_gradients, stage->slots.in_gradients, bytes->input, guarded);
     stage->cells = allocate((size_t)schedule->microbatches, sizeof *stage->cells);
-    for (int kind = 0; kind < MESSAGE_KINDS; kind++)
-        stage->receive_order[kind] = allocate((size_t)schedule->microbatches, sizeof(int));
     for (int i = 0; i < stage_field_count(computation); i++) {
         stage->field_of[i] = find_field(stage_field(computation, i));
         if (stage->field_of[i] < 0)
@@ -98,10 +115,11 @@ void executor_destroy(struct executor *executor)
     for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
         struct local_stage *stage = &executor->stages[chunk];
         each_pool(stage, pool_destroy);
-        for (int kind = 0; kind < MESSAGE_KINDS; kind++)
-            free(stage->receive_order[kind]);
         free(stage->cells);
     }
+    for (int kind = 0; kind < MESSAGE_KINDS; kind++)
+        for (int i = 0; i < INLETS; i++)
+            free(executor->inlets[kind][i].order);
     executor_end_trace(executor);
     free(executor->stages);
     free(executor->activities);
@@ -133,9 +151,18 @@ static size_t losses_bytes(const struct executor *executor)
     return has_loss(executor) ? (bytes + 63) / 64 * 64 : 0;
 }
 
+/* Of one field in the device's memory. */
+static size_t field_bytes(const struct executor *executor, int field)
+{
+    bool copied = !executor->context.device->host_memory && executor_reads(executor, field);
+    return copied ? footprint_field(executor->schedule, executor->rows) : 0;
+}
+
 size_t executor_bytes(const struct executor *executor)
 {
     struct footprint own = {.buffers = losses_bytes(executor)};
+    for (int field = 0; field < EXECUTOR_FIELDS; field++)
+        own.buffers += field_bytes(executor, field);
     for (int chunk = 0; chunk < executor->schedule->chunks; chunk++)
         footprint_add_stage(&own, &executor->stages[chunk].slots, stage_bytes(executor->stages[chunk].computation));
     return own.activations + own.buffers;
@@ -147,6 +174,11 @@ void executor_attach(struct executor *executor, char *memory, const struct conte
     executor->context.tensor_scratch = context->tensor_scratch;
     executor->losses = has_loss(executor) ? (float *)(void *)memory : NULL;
     memory += losses_bytes(executor);
+    for (int field = 0; field < EXECUTOR_FIELDS; field++) {
+        size_t bytes = field_bytes(executor, field);
+        executor->fields[field] = bytes > 0 ? (int32_t *)(void *)memory : NULL;
+        memory += bytes;
+    }
     for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
         struct local_stage *stage = &executor->stages[chunk];
         pool_attach(&stage->sets, &memory);

@@ -16,8 +16,8 @@ struct executor;
 struct executor_step {
     int64_t number;               /* of the step, for the trace; -1: of none */
     const int64_t *sequences;     /* [microbatches] in each microbatch of this data rank, 0 allowed */
-    const int32_t *const *fields; /* [EXECUTOR_FIELDS] data, [microbatches, sequences of a full one, sequence]; those
-                                   * of executor_reads */
+    const int32_t *const *fields; /* [EXECUTOR_FIELDS] data in memory of host_allocate, [microbatches, sequences of a
+                                   * full one, sequence]; those of executor_reads */
     void (*layer_begin)(void *of, int local_layer); /* a layer's first forward is next; NULL without training */
     void (*layer_done)(void *of, int local_layer);  /* a layer's gradients are final; NULL without training */
     void (*stage_done)(void *of, int stage);        /* REDUCE_GRADIENTS: all layers of the stage are */

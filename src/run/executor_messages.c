@@ -73,26 +73,40 @@ void executor_progress_between(void *of)
     executor->last_progress = clock_seconds();
 }
 
-void executor_post_receives(struct executor *executor, struct local_stage *stage, enum message_kind kind)
+/* Posts the receive; false: there is no buffer for it. */
+static bool post_receive(struct executor *executor, const struct instruction *item, enum message_kind kind)
 {
-    struct pool *pool = kind == MESSAGE_ACTIVATION ? &stage->inputs : &stage->out_gradients;
-    int producer = kind == MESSAGE_ACTIVATION ? stage->stage - 1 : stage->stage + 1;
-    while (stage->received[kind] < stage->receive_count[kind] && pool->free_count > 0) {
-        int microbatch = stage->receive_order[kind][stage->received[kind]++];
-        struct cell *cell = &stage->cells[microbatch];
-        int64_t sequences = executor->step->sequences[microbatch];
-        if (sequences == 0)
-            continue;
-        char **buffer = kind == MESSAGE_ACTIVATION ? &cell->input : &cell->out_gradient;
-        struct message *message = kind == MESSAGE_ACTIVATION ? &cell->input_message : &cell->gradient_message;
-        size_t bytes = kind == MESSAGE_ACTIVATION ? stage_input_bytes(stage->computation, sequences)
-                                                  : stage_output_bytes(stage->computation, sequences);
-        *buffer = pool_take(pool, "received messages");
-        *message = (struct message){.begin = clock_seconds(), .bytes = bytes, .microbatch = microbatch};
-        struct communicator *comm = channel(executor, kind);
-        message->transfer = comm->ops->receive(comm, *buffer, bytes, schedule_rank_of(executor->schedule, producer),
-                                               message_tag(executor, producer, microbatch));
-    }
+    const bool activation = kind == MESSAGE_ACTIVATION;
+    struct local_stage *stage = local(executor, item->stage);
+    struct pool *pool = activation ? &stage->inputs : &stage->out_gradients;
+    struct cell *cell = &stage->cells[item->microbatch];
+    const int64_t sequences = executor->step->sequences[item->microbatch];
+    if (sequences == 0)
+        return true;
+    if (pool->free_count == 0)
+        return false;
+    char **buffer = activation ? &cell->input : &cell->out_gradient;
+    struct message *message = activation ? &cell->input_message : &cell->gradient_message;
+    size_t bytes = activation ? stage_input_bytes(stage->computation, sequences)
+                              : stage_output_bytes(stage->computation, sequences);
+    int producer = activation ? stage->stage - 1 : stage->stage + 1;
+    *buffer = pool_take(pool, "received messages");
+    *message = (struct message){.begin = clock_seconds(), .bytes = bytes, .microbatch = item->microbatch};
+    struct communicator *comm = channel(executor, kind);
+    message->transfer =
+        comm->ops->receive(comm, *buffer, bytes, item->peer, message_tag(executor, producer, item->microbatch));
+    return true;
+}
+
+void executor_post_receives(struct executor *executor)
+{
+    for (int kind = 0; kind < MESSAGE_KINDS; kind++)
+        for (int i = 0; i < INLETS; i++) {
+            struct inlet *inlet = &executor->inlets[kind][i];
+            while (inlet->received < inlet->count &&
+                   post_receive(executor, &executor->list->items[inlet->order[inlet->received]], kind))
+                inlet->received++;
+        }
 }
 
 void executor_finish_receive(struct executor *executor, struct local_stage *stage, enum message_kind kind,
@@ -117,6 +131,16 @@ void executor_finish_receive(struct executor *executor, struct local_stage *stag
                   TRACE_RECEIVE);
     if (waited)
         trace_message(executor, stage, message, begin, activation ? "WAIT_ACTIVATION" : "WAIT_GRADIENT", TRACE_COMPUTE);
+}
+
+void executor_expect(struct executor *executor, struct local_stage *stage, enum message_kind kind,
+                     struct message *message)
+{
+    const struct communicator_ops *ops = channel(executor, kind)->ops;
+    if (message->transfer && ops->join)
+        ops->join(message->transfer);
+    else
+        executor_finish_receive(executor, stage, kind, message);
 }
 
 /* Waits for a send, which is told apart from others that the rank waits for. */

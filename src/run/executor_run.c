@@ -22,8 +22,21 @@ static struct stage_run run_of(struct executor *executor, const struct local_sta
 /* The fields of one microbatch. */
 static void set_fields(struct executor *executor, struct local_stage *stage, int microbatch)
 {
-    for (int i = 0; i < stage_field_count(stage->computation); i++)
-        stage->fields[i] = executor->step->fields[stage->field_of[i]] + microbatch * executor->rows;
+    for (int i = 0; i < stage_field_count(stage->computation); i++) {
+        const int field = stage->field_of[i];
+        const int32_t *all = executor->fields[field] ? executor->fields[field] : executor->step->fields[field];
+        stage->fields[i] = all + microbatch * executor->rows;
+    }
+}
+
+/* The batch goes to the device. */
+static void copy_fields(const struct executor *executor)
+{
+    const size_t bytes = (size_t)(executor->schedule->microbatches * executor->rows) * sizeof(int32_t);
+    for (int field = 0; field < EXECUTOR_FIELDS; field++)
+        if (executor->fields[field])
+            executor->context.device->copy(executor->context.stream, executor->fields[field],
+                                           executor->step->fields[field], bytes);
 }
 
 static void release(struct executor *executor, struct local_stage *stage, struct cell *cell)
@@ -39,7 +52,7 @@ static void forward(struct executor *executor, const struct instruction *item)
 {
     struct local_stage *stage = local(executor, item->stage);
     struct cell *cell = &stage->cells[item->microbatch];
-    executor_finish_receive(executor, stage, MESSAGE_ACTIVATION, &cell->input_message);
+    executor_expect(executor, stage, MESSAGE_ACTIVATION, &cell->input_message);
     cell->set = pool_take(&stage->sets, "activation sets");
     if (++executor->sets_in_use > executor->peak_sets)
         executor->peak_sets = executor->sets_in_use;
@@ -66,7 +79,7 @@ static void before_backward(struct executor *executor, const struct instruction 
 {
     struct local_stage *stage = local(executor, item->stage);
     struct cell *cell = &stage->cells[item->microbatch];
-    executor_finish_receive(executor, stage, MESSAGE_GRADIENT, &cell->gradient_message);
+    executor_expect(executor, stage, MESSAGE_GRADIENT, &cell->gradient_message);
     cell->pending = pool_take(&stage->pending, "pending sets");
     if (on_this_rank(executor, item->stage - 1)) {
         struct local_stage *next = local(executor, item->stage - 1);
@@ -109,6 +122,8 @@ static void compute(struct executor *executor, int64_t index)
     struct local_stage *stage = local(executor, item->stage);
     if (executor->step->sequences[item->microbatch] == 0)
         return;
+    executor_queue(executor, index);
+    error_set_activity(executor->activities[index]);
     executor->now = index;
     if (item->op == FORWARD)
         forward(executor, item);
@@ -217,19 +232,21 @@ void executor_run(struct executor *executor, const struct executor_step *step, s
     executor->context.recomputing = trace_is_open() && executor->marks ? executor_mark : NULL;
     executor->mark_count = 0;
     executor->sets_in_use = executor->peak_sets = 0;
+    executor->queued = 0;
+    for (int kind = 0; kind < MESSAGE_KINDS; kind++)
+        for (int i = 0; i < INLETS; i++)
+            executor->inlets[kind][i].received = 0;
     for (int chunk = 0; chunk < executor->schedule->chunks; chunk++) {
         struct local_stage *stage = &executor->stages[chunk];
-        stage->received[MESSAGE_ACTIVATION] = stage->received[MESSAGE_GRADIENT] = 0;
         stage->begun_forward = stage->begun_input = stage->begun_weight = false;
     }
     open_pools(executor, false);
+    copy_fields(executor);
     bool begun = false;
     for (int64_t i = 0; i < executor->list->count; i++) {
         const struct instruction *item = &executor->list->items[i];
         error_set_activity(executor->activities[i]);
-        for (int chunk = 0; chunk < executor->schedule->chunks; chunk++)
-            for (int kind = 0; kind < MESSAGE_KINDS; kind++)
-                executor_post_receives(executor, &executor->stages[chunk], kind);
+        executor_post_receives(executor);
         if (!is_worked_on(item))
             continue;
         flight_begin_at((int)item->op, item->stage, item->microbatch, peer_of(executor, item), -1);
@@ -260,10 +277,11 @@ void executor_run(struct executor *executor, const struct executor_step *step, s
         }
         flight_end();
     }
-    error_set_activity(NULL);
     if (!begun && step->between)
         step->between(step->of);
+    executor_empty_queue(executor);
     executor_finish_sends(executor);
+    error_set_activity(NULL);
     open_pools(executor, true);
     account(executor, result);
 }

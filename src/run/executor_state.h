@@ -1,5 +1,6 @@
 /* The interpreter's own state, shared by its files: executor.c makes it, executor_messages.c sends and receives,
- * executor_run.c runs the list, executor_trace.c marks recomputation. */
+ * executor_run.c runs the list, executor_queue.c keeps up with a device that works behind the host, executor_trace.c
+ * marks recomputation. */
 #ifndef RUN_EXECUTOR_STATE_H
 #define RUN_EXECUTOR_STATE_H
 
@@ -21,14 +22,26 @@ struct cell {
     struct message input_message, gradient_message; /* receives */
 };
 
+/* The receives of one kind from one rank, in the order of the list, which is the order of sending. */
+struct inlet {
+    int peer;       /* pipeline rank */
+    int64_t *order; /* places in the list */
+    int count, received;
+};
+
+/* Neighbours that a rank receives messages of one kind from. */
+#define INLETS 2
+
+/* Computations that a device may have before it, so that it need not wait for the host: with more, the host would know
+ * no better what the device is at. */
+#define QUEUED_AHEAD 4
+
 struct local_stage {
     int stage;
     struct stage *computation;
     struct stage_slots slots;
     struct pool sets, pending, inputs, outputs, out_gradients, in_gradients;
-    struct cell *cells;                /* [microbatches] */
-    int *receive_order[MESSAGE_KINDS]; /* microbatches as the list receives them */
-    int receive_count[MESSAGE_KINDS], received[MESSAGE_KINDS];
+    struct cell *cells; /* [microbatches] */
     struct message sends[MESSAGE_KINDS][SEND_SLOTS];
     const int32_t *fields[LAYER_MAX_FIELDS];
     int field_of[LAYER_MAX_FIELDS]; /* in executor_field_names */
@@ -41,12 +54,17 @@ struct executor {
     const struct schedule *schedule;
     const struct instruction_list *list;
     struct context context;
-    struct local_stage *stages; /* [chunks] */
-    char (*activities)[64];     /* [list->count] what the rank is doing, for messages */
-    struct event **events;      /* [2 * list->count] begin and end of computations, NULL for others */
-    double (*times)[2];         /* [list->count] begin and end of computations of the last run */
-    float *losses;              /* [microbatches, rows] */
-    int64_t rows;               /* tokens of a full microbatch */
+    struct local_stage *stages;                 /* [chunks] */
+    struct inlet inlets[MESSAGE_KINDS][INLETS]; /* peer -1: none */
+    int32_t
+        *fields[EXECUTOR_FIELDS]; /* [microbatches, rows] the batch in the device's memory, where the host's is not */
+    int64_t queue[QUEUED_AHEAD];  /* places of computations that the device may still be at, oldest first */
+    int queued;
+    char (*activities)[64]; /* [list->count] what the rank is doing, for messages */
+    struct event **events;  /* [2 * list->count] begin and end of computations, NULL for others */
+    double (*times)[2];     /* [list->count] begin and end of computations of the last run */
+    float *losses;          /* [microbatches, rows] */
+    int64_t rows;           /* tokens of a full microbatch */
     int64_t sequence;
     const struct executor_step *step;
     int sets_in_use, peak_sets;
@@ -79,12 +97,24 @@ static inline void each_pool(struct local_stage *stage, void (*apply)(struct poo
         apply(pools[i]);
 }
 
-/* Posts as many receives for the stage as there are buffers, in the order of the list. */
-void executor_post_receives(struct executor *executor, struct local_stage *stage, enum message_kind kind);
+/* Posts as many receives as there are buffers, in the order of the list. */
+void executor_post_receives(struct executor *executor);
 
-/* Waits for a message that was posted, if any. */
+/* What is computed from here on comes behind a message that was posted, if any: waits for it where the host moves it.
+ */
+void executor_expect(struct executor *executor, struct local_stage *stage, enum message_kind kind,
+                     struct message *message);
+
+/* Waits for it, if it is still under way. */
 void executor_finish_receive(struct executor *executor, struct local_stage *stage, enum message_kind kind,
                              struct message *message);
+
+/* The computation at this place of the list is queued. Waits for the oldest ones where there are more than
+ * QUEUED_AHEAD. */
+void executor_queue(struct executor *executor, int64_t index);
+
+/* Waits until the device has done all computations. */
+void executor_empty_queue(struct executor *executor);
 
 /* A free buffer for a message to be sent; waits for the oldest send of that kind when all are under way. */
 char *executor_send_buffer(struct executor *executor, struct local_stage *stage, enum message_kind kind);

@@ -11,10 +11,12 @@
 #include "run/bench.h"
 #include "run/modes.h"
 
-static void begin(struct bench *bench)
+static int begin(struct bench *bench, struct err *err)
 {
     const struct settings *s = bench->settings;
-    const struct device *device = device_cpu(mode_threads(bench->job, s));
+    if (devices_choose(&bench->devices, bench->job, bench->settings, err) < 0)
+        return -1;
+    const struct device *device = bench->devices.device;
     struct stream *stream = device->stream_open();
     grid_open(&bench->grid, bench->job->world, s->grid.pipeline, s->grid.data, s->grid.tensor, device, stream);
     bench->context = (struct context){.device = device,
@@ -30,6 +32,7 @@ static void begin(struct bench *bench)
                                                         .live = 1}};
     bench->figures = allocate(1, sizeof *bench->figures);
     settings_init(bench->figures);
+    return 0;
 }
 
 static void end(struct bench *bench)
@@ -46,9 +49,8 @@ static void name_machine(const struct bench *bench)
     const struct settings *s = bench->settings;
     struct machine_settings *m = &bench->figures->machine;
     snprintf(m->name, sizeof m->name, "%s: %d rank%s of %d thread%s, hidden %d, sequence %d, microbatches of %d",
-             bench->job->host, bench->job->world->size, bench->job->world->size == 1 ? "" : "s",
-             mode_threads(bench->job, s), mode_threads(bench->job, s) == 1 ? "" : "s", s->model.hidden,
-             s->model.sequence, s->pipeline.microbatch_size);
+             bench->job->host, bench->job->world->size, bench->job->world->size == 1 ? "" : "s", s->run.threads,
+             s->run.threads == 1 ? "" : "s", s->model.hidden, s->model.sequence, s->pipeline.microbatch_size);
 }
 
 static void describe(const struct bench *bench)
@@ -100,13 +102,14 @@ enum exit_code mode_bench(const struct job *job, struct settings *settings)
     double start = clock_seconds();
     if (mode_write_resolved(job, settings, &err) < 0)
         return mode_refuse(&err);
-    begin(&bench);
+    if (begin(&bench, &err) < 0)
+        return mode_refuse(&err);
     int result = agree(job->world, model_create(&bench.model, settings, &err), &err);
     if (result == 0) {
         bench.element = bench.model.declarations[bench.model.layer_count / 2 - 1].after[0].element;
         name_machine(&bench);
         log_line("bench        %s", bench.figures->machine.name);
-        mode_warn_crowded(job, mode_threads(job, settings));
+        mode_warn_crowded(job, settings->run.threads);
         bench_device(&bench);
         bench_layers(&bench);
         bench_messages(&bench);

@@ -158,7 +158,8 @@ static int make_plan(const struct settings *settings, const struct text *csv, st
 {
     struct planning planning;
     struct text report = {0};
-    if (planning_init(&planning, settings, csv, err) < 0)
+    const struct device *cuda = settings->run.device == DEVICE_CUDA ? device_cuda_outline() : NULL;
+    if (planning_init(&planning, settings, cuda ? cuda : device_cpu(1), csv, err) < 0)
         return -1;
     report_machine(&planning, &report);
     struct candidate given = planning_candidate(settings);

@@ -289,14 +289,16 @@ static enum exit_code train(struct training *t, struct err *err)
     return EXIT_DONE;
 }
 
-/* Where a rank would need more memory than &plan memory_gib or its share of the node, what would need less. */
+/* Where a rank would need more memory than &plan memory_gib or than there is for it, what would need less. */
 static void advise_memory(const struct training *t)
 {
-    double node = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    const struct device *device = trainer_device(t->trainer);
     struct text text = {0};
-    if (t->job->world->rank != 0)
+    if (t->job->world->rank != 0 || !device)
         return;
-    diagnosis_of_memory(t->settings, fmin(planner_memory_limit(t->settings), node / t->job->node_size), &text);
+    const double ranks = device->host_memory ? t->job->node_size : 1; /* that share it */
+    const double share = (double)device->memory_size() / ranks;
+    diagnosis_of_memory(t->settings, device, fmin(planner_memory_limit(t->settings), share), &text);
     log_text(text_string(&text));
     text_fini(&text);
 }

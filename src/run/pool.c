@@ -6,9 +6,9 @@
 #include "base/memory.h"
 #include "plan/footprint.h"
 
-void pool_create(struct pool *pool, int count, size_t each)
+void pool_create(struct pool *pool, int count, size_t each, bool guarded)
 {
-    *pool = (struct pool){.each = footprint_buffer(each), .count = count};
+    *pool = (struct pool){.each = footprint_buffer(each), .guarded = guarded, .count = count};
     pool->free = allocate((size_t)count, sizeof *pool->free);
 }
 
@@ -29,12 +29,14 @@ void pool_attach(struct pool *pool, char **memory)
 
 void pool_begin(struct pool *pool)
 {
-    memory_forbid(pool->base, (size_t)pool->count * pool->each);
+    if (pool->guarded)
+        memory_forbid(pool->base, (size_t)pool->count * pool->each);
 }
 
 void pool_end(struct pool *pool)
 {
-    memory_allow(pool->base, (size_t)pool->count * pool->each);
+    if (pool->guarded)
+        memory_allow(pool->base, (size_t)pool->count * pool->each);
 }
 
 char *pool_take(struct pool *pool, const char *what)
@@ -43,7 +45,8 @@ char *pool_take(struct pool *pool, const char *what)
         fatal("the schedule needs more than the %d buffers counted for %s: this is a defect of ppmodel", pool->count,
               what);
     char *buffer = pool->base + (size_t)pool->free[--pool->free_count] * pool->each;
-    memory_allow(buffer, pool->each);
+    if (pool->guarded)
+        memory_allow(buffer, pool->each);
     return buffer;
 }
 
@@ -51,7 +54,8 @@ void pool_give(struct pool *pool, char **buffer)
 {
     if (!*buffer)
         return;
-    memory_forbid(*buffer, pool->each);
+    if (pool->guarded)
+        memory_forbid(*buffer, pool->each);
     pool->free[pool->free_count++] = (int)((size_t)(*buffer - pool->base) / pool->each);
     *buffer = NULL;
 }

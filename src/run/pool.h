@@ -2,17 +2,20 @@
 #ifndef RUN_POOL_H
 #define RUN_POOL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 
 struct pool {
     char *base;
+    bool guarded;
     size_t each; /* bytes */
     int count, free_count;
     int *free; /* [count] the first free_count are indices of free buffers */
 };
 
-/* `count` buffers of at least `each` bytes, 64-byte aligned in aligned memory; still without memory. */
-void pool_create(struct pool *pool, int count, size_t each);
+/* `count` buffers of at least `each` bytes, 64-byte aligned in aligned memory; still without memory. guarded: they are
+ * in memory of the host, which may be told not to touch them. */
+void pool_create(struct pool *pool, int count, size_t each, bool guarded);
 void pool_destroy(struct pool *pool);
 
 /* Tells where the buffers are; *memory moves behind them. */

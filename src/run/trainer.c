@@ -229,13 +229,18 @@ static void make_batches(struct trainer *trainer, bool training)
                                 .microbatch_size = s->pipeline.microbatch_size,
                                 .sequence = trainer->model.sequence,
                                 .data = trainer->grid.data,
-                                .d = trainer->grid.d};
+                                .d = trainer->grid.d,
+                                .device = trainer->context.device};
     for (int field = 0; field < EXECUTOR_FIELDS; field++)
         shape.reads[field] = executor_reads(trainer->evaluate.executor, field);
     batch_create(&trainer->evaluation_batch, &shape);
     for (int i = 0; i < 2 && training; i++)
         batch_create(&trainer->batches[i], &shape);
-    trainer->losses = allocate((size_t)(shape.microbatch_size * shape.sequence), sizeof *trainer->losses);
+    trainer->losses_bytes =
+        (size_t)(shape.microbatches * shape.microbatch_size * shape.sequence) * sizeof *trainer->losses;
+    trainer->losses = trainer->context.device->host_allocate(trainer->losses_bytes);
+    if (!trainer->losses)
+        fatal("out of host memory: %zu bytes for losses", trainer->losses_bytes);
     /* Squares of every logical parameter, losses of the data ranks, and four numbers of each rank. */
     trainer->vector_count =
         (int64_t)trainer->parameters.logical_count * trainer->grid.tensor + trainer->grid.data + 4 * trainer->grid.size;
@@ -280,8 +285,9 @@ static int prepare(struct trainer **out, const struct job *job, struct settings 
     trainer->settings = settings;
     trainer->model = *model;
     *out = trainer;
-    settings->run.threads = mode_threads(job, settings);
-    const struct device *device = device_cpu(settings->run.threads);
+    if (devices_choose(&trainer->devices, job, settings, err) < 0)
+        return -1;
+    const struct device *device = trainer->devices.device;
     struct stream *stream = device->stream_open();
     grid_open(&trainer->grid, job->world, settings->grid.pipeline, settings->grid.data, settings->grid.tensor, device,
               stream);
@@ -373,6 +379,11 @@ void trainer_destroy(struct trainer *trainer)
         return;
     const struct device *device = trainer->context.device;
     int chunks = trainer->evaluate.schedule ? trainer->evaluate.schedule->chunks : 0;
+    model_destroy(&trainer->model);
+    if (!device) { /* none could be chosen */
+        free(trainer);
+        return;
+    }
     bucket_queue_destroy(trainer->queue);
     gradients_destroy(trainer->gradients);
     program_destroy(&trainer->train);
@@ -395,12 +406,12 @@ void trainer_destroy(struct trainer *trainer)
     for (int i = 0; i < 2; i++)
         batch_destroy(&trainer->batches[i]);
     batch_destroy(&trainer->evaluation_batch);
-    model_destroy(&trainer->model);
     grid_close(&trainer->grid);
     device->stream_close(trainer->context.stream);
     free(trainer->first_layer);
     free(trainer->stage_of_layer);
     free(trainer->vector);
-    free(trainer->losses);
+    if (trainer->losses)
+        device->host_release(trainer->losses, trainer->losses_bytes);
     free(trainer);
 }

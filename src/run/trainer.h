@@ -61,6 +61,9 @@ double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_
 void trainer_begin_trace(struct trainer *trainer);
 int trainer_end_trace(struct trainer *trainer, double origin, struct err *err);
 
+/* What the ranks compute on; NULL where none could be chosen. */
+const struct device *trainer_device(const struct trainer *trainer);
+
 int64_t trainer_steps_done(const struct trainer *trainer);
 
 /* What the training steps were expected to be like by trainer_describe, on rank 0: by the machine's times where they

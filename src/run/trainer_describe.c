@@ -8,6 +8,11 @@
 #include "plan/machine.h"
 #include "run/trainer_state.h"
 
+const struct device *trainer_device(const struct trainer *trainer)
+{
+    return trainer->devices.device;
+}
+
 int64_t trainer_steps_done(const struct trainer *trainer)
 {
     return trainer->step;
@@ -37,7 +42,7 @@ static bool foresee(struct trainer *trainer, double *shares)
     const struct text no_table = {0};
     const struct candidate candidate = planning_candidate(trainer->settings);
     if (machine_peak(trainer->settings) <= 0 || !trainer->train.schedule || candidate.schedule == SCHEDULE_CSV ||
-        planning_init(&planning, trainer->settings, &no_table, &err) < 0)
+        planning_init(&planning, trainer->settings, trainer->context.device, &no_table, &err) < 0)
         return false;
     bool good = forecast_make(&forecast, &planning, &candidate, &err) == 0;
     double all = 0;

@@ -6,6 +6,7 @@
 
 #include "parallel/clock.h"
 #include "run/batch.h"
+#include "run/devices.h"
 #include "run/executor.h"
 #include "run/gradients.h"
 #include "run/outliers.h"
@@ -20,6 +21,7 @@ struct program {
 
 struct trainer {
     const struct settings *settings;
+    struct devices devices;
     struct grid grid;
     struct context context;
     struct model model;
@@ -50,7 +52,8 @@ struct trainer {
     struct outliers outliers;
     double *vector; /* what ranks tell each other in a step */
     int64_t vector_count;
-    float *losses; /* [microbatch rows] in host memory */
+    float *losses; /* [microbatches, rows] in host memory */
+    size_t losses_bytes;
     struct clock_reading trace_began;
 };
 

@@ -53,17 +53,16 @@ void trainer_begin(struct trainer *trainer, struct dataset *dataset)
 static double sum_losses(struct trainer *trainer, const struct executor *executor, const struct batch *batch)
 {
     const struct device *device = trainer->context.device;
+    const int64_t rows = batch->shape.microbatch_size * batch->shape.sequence;
+    const float *losses = executor_losses(executor, 0);
     double sum = 0;
-    for (int m = 0; m < batch->shape.microbatches; m++) {
-        const float *losses = executor_losses(executor, m);
-        int64_t rows = batch->sequences[m] * batch->shape.sequence;
-        if (!losses || trainer->grid.t != 0 || rows == 0)
-            continue;
-        device->copy(trainer->context.stream, trainer->losses, losses, (size_t)rows * sizeof(float));
-        device->stream_wait(trainer->context.stream);
-        for (int64_t row = 0; row < rows; row++)
-            sum += trainer->losses[row];
-    }
+    if (!losses || trainer->grid.t != 0)
+        return 0;
+    device->copy(trainer->context.stream, trainer->losses, losses, trainer->losses_bytes);
+    device->stream_wait(trainer->context.stream);
+    for (int m = 0; m < batch->shape.microbatches; m++)
+        for (int64_t row = 0; row < batch->sequences[m] * batch->shape.sequence; row++)
+            sum += trainer->losses[m * rows + row];
     return sum;
 }
 
@@ -116,7 +115,6 @@ static void update(struct trainer *trainer, double norm, double learning_rate)
                       shards->ranges + bucket->first_range, bucket->ranges, &adamw);
         if (!shards->sharded)
             continue;
-        device->stream_wait(trainer->context.stream);
         bucket_queue_gather(trainer->queue, b);
     }
     device->stream_wait(trainer->context.stream);
