@@ -24,8 +24,13 @@ extern "C" {
 
 struct stream {
     cudaStream_t queue;
-    char *workspace; /* CUDA_WORKSPACE + CUDA_BIAS_BYTES */
+    char *workspace; /* CUDA_WORKSPACE + CUDA_BIAS_BYTES, or NULL: for kernels that need none */
 };
+
+/* A stream without a workspace, for transfers and what is done with elements one by one. Its blocks go ahead of those
+ * that wait on other streams, so that the transfers of a rank do not end late for the sake of its own computations.
+ * Closed as any other. */
+struct stream *cuda_stream_open_urgent(void);
 
 /* Ends the job with the library's own message where a call failed. */
 #define CUDA_CHECK(call) cuda_check((call), #call, __FILE__, __LINE__)

@@ -1,4 +1,5 @@
 /* The device behind the table: its choice, memory, streams and events. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,6 +147,15 @@ static struct stream *stream_open(void)
     return stream;
 }
 
+struct stream *cuda_stream_open_urgent(void)
+{
+    struct stream *stream = allocate(1, sizeof *stream); /* freed by stream_close */
+    int least = 0, greatest = 0;
+    CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    CUDA_CHECK(cudaStreamCreateWithPriority(&stream->queue, cudaStreamNonBlocking, greatest));
+    return stream;
+}
+
 static void stream_close(struct stream *stream)
 {
     if (stream == NULL)
@@ -254,8 +264,19 @@ static const struct device table = {
     .adamw = cuda_adamw,
 };
 
+/* Before the first call of CUDA. A device takes work from 8 hardware queues unless told otherwise; where there are more
+ * streams some share one, and then a receive that waits for its sender holds up what stands behind it on another
+ * stream: with the send that its sender waits for, that never ends. A rank has two streams per neighbour and ring and
+ * one per group. */
+static void ask_for_queues(void)
+{
+    if (setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0) != 0)
+        fatal("setenv: %s", strerror(errno));
+}
+
 int device_cuda_count(struct err *err)
 {
+    ask_for_queues();
     int count = 0;
     const cudaError_t status = cudaGetDeviceCount(&count);
     if (status != cudaSuccess) {
