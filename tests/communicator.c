@@ -7,24 +7,13 @@
 
 #include "base/memory.h"
 #include "parallel/job.h"
+#include "tests/comm_values.h"
 #include "tests/tap.h"
 
 static const float GUARD = 12345.678f; /* behind every buffer */
 enum {
     GUARDS = 16
 };
-
-/* Element k of contribution i: magnitudes from 2^-12 to 2^12 and both signs, so that another order of additions shows
- * in the bits. */
-static float element(int i, int64_t k, unsigned salt)
-{
-    uint64_t x = (uint64_t)k * 0x9E3779B97F4A7C15u + (uint64_t)(i + 1) * 0xD1B54A32D192ED03u + salt;
-    x ^= x >> 31;
-    x *= 0xBF58476D1CE4E5B9u;
-    x ^= x >> 29;
-    float mantissa = 1.0f + (float)(x & 0x7FFFFF) / 8388608.0f;
-    return ldexpf(x >> 63 ? -mantissa : mantissa, (int)(x >> 32) % 25 - 12);
-}
 
 /* count floats and a guard. */
 static float *make(int64_t count)
@@ -49,15 +38,6 @@ static float *make_part(int i, int64_t count, unsigned salt)
     for (int64_t k = 0; k < count; k++)
         part[k] = element(i, k, salt);
     return part;
-}
-
-/* The truth: c0 + c1 + ... in a plain loop. */
-static float plain_sum(int contributions, int64_t k, unsigned salt)
-{
-    volatile float total = element(0, k, salt);
-    for (int i = 1; i < contributions; i++)
-        total = total + element(i, k, salt);
-    return total;
 }
 
 static bool same_bits(const float *found, int contributions, int64_t first, int64_t count, unsigned salt)
@@ -229,22 +209,6 @@ static void check_all_reduce(struct communicator *comm)
         free(vector);
     }
     ok(holds, "all_reduce: the bits of the plain loop");
-}
-
-/* The upper half of x, rounded to nearest even. */
-static uint16_t upper_half(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-static float from_upper_half(uint16_t half)
-{
-    uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
 }
 
 /* Terms of bfloat16: their sum in float32, in rank order, rounded once. */

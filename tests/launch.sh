@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs one test: launch.sh NAME.t (alone), NAME.npN (on N ranks), NAME.cuda (alone, on a CUDA device or what CUDA_RUNNER
-# puts in its place) or NAME.py.
+# puts in its place), NAME.npN.cuda (on N ranks with a CUDA device each) or NAME.py.
 #
 # Tests wait for each other, even under `make -j`: waiting ranks keep their cores busy, and slow tests run into the time
 # limit. Those that take minutes are left to `make check-long`, or PP_LONG=1. The build gives MPIEXEC, MPIEXEC_NP,
@@ -14,6 +14,9 @@ export ASAN_OPTIONS
 case $test in
 *.py)
     set -- ${PYTHON:-python3} "$test" ;;
+*.np*.cuda)
+    ranks=${test##*.np}
+    set -- ${CUDA_RUNNER:-} ${MPIEXEC:-mpiexec} ${MPIEXEC_NP:--n} "${ranks%.cuda}" "$test" ;;
 *.cuda)
     set -- ${CUDA_RUNNER:-} "$test" ;;
 *.np*)

@@ -90,6 +90,7 @@ def check_callers(program):
     check("only src/io calls HDF5", lines_with(r"\bH5[A-Z]{1,2}\w*\s*\(", outside("src/io/")))
     check("only kernels calls BLAS and oneDNN", lines_with(r"\b(cblas|dnnl|openblas)_\w+\s*\(", outside("kernels/")))
     check("only kernels calls CUDA and cuBLAS", lines_with(r"\b(cuda|cublas(Lt)?)[A-Z]\w*\s*\(", outside("kernels/")))
+    check("only src/parallel calls NCCL", lines_with(r"\bnccl[A-Z]\w*\s*\(", outside("src/parallel/")))
     silent = [path for path in program if path not in OUTPUT_FILES]
     check("standard output belongs to the log and the main programs",
           lines_with(r"(?<!\w)(v?printf|puts|putchar)\s*\(|(?<!fflush\()\bstdout\b", silent))
@@ -143,6 +144,8 @@ def check_headers(headers):
         return tap.skip(name, "not in a build folder")
     if not any("cuda" in flag for flag in command):
         headers = [path for path in headers if not path.startswith("kernels/cuda/")]
+    if "-DHAVE_NCCL=1" not in command:
+        headers = [path for path in headers if path != "src/parallel/comm_nccl_library.h"]
     violations = []
     with tempfile.TemporaryDirectory() as folder:
         for path in headers:

@@ -11,7 +11,8 @@ static struct communicator *open_over(const struct grid *grid, MPI_Comm ranks, b
 {
     if (grid->device->host_memory)
         return comm_mpi_open_beside(ranks, grid->world);
-    return ring ? comm_nccl_open_ring(ranks, grid->stream) : comm_nccl_open_group(ranks, grid->stream);
+    return ring ? comm_nccl_open_ring(ranks, grid->device, grid->stream)
+                : comm_nccl_open_group(ranks, grid->device, grid->stream);
 }
 
 /* The ranks that differ from this one only along the axes in `keep`, in order of their coordinates. */

@@ -1,0 +1,107 @@
+#include "parallel/comm_nccl_library.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "parallel/comm_nccl.h"
+
+/* An open communicator. */
+struct member {
+    ncclComm_t comm;
+    struct member *next;
+};
+
+static struct nccl_library functions;
+static bool loaded;
+
+/* The watchdog's thread reads the list. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static struct member *members;
+
+/* Looked up among all libraries of the program, so that one that was loaded before, as by LD_PRELOAD, may stand in. */
+static int find(const char *name, void *function, struct err *err)
+{
+    void *found = dlsym(RTLD_DEFAULT, name);
+    if (found == NULL)
+        return err_set(err, "NCCL has no %s", name);
+    memcpy(function, &found, sizeof found);
+    return 0;
+}
+
+int comm_nccl_load(struct err *err)
+{
+    static const char file[] = "libnccl.so.2";
+    if (loaded)
+        return 0;
+    if (dlopen(file, RTLD_NOW | RTLD_GLOBAL) == NULL)
+        return err_set(err, "cannot load %s: %s", file, dlerror());
+#define FIND(name)                             \
+    if (find(#name, &functions.name, err) < 0) \
+        return -1;
+    NCCL_LIBRARY_FUNCTIONS(FIND)
+#undef FIND
+    loaded = true;
+    return 0;
+}
+
+const struct nccl_library *nccl_library(void)
+{
+    return &functions;
+}
+
+void nccl_library_check(ncclResult_t status, const char *call, const char *file, int line)
+{
+    if (status == ncclSuccess)
+        return;
+    const char *last = functions.ncclGetLastError(NULL);
+    bool has_more = last != NULL && last[0] != '\0';
+    fatal("%s:%d: %s: %s%s%s", file, line, call, functions.ncclGetErrorString(status), has_more ? ": " : "",
+          has_more ? last : "");
+}
+
+ncclComm_t nccl_library_open(ncclUniqueId id, int size, int rank, int most_blocks)
+{
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    if (most_blocks > 0)
+        config.maxCTAs = most_blocks;
+    struct member *member = allocate(1, sizeof *member); /* freed by nccl_library_close */
+    NCCL_CHECK(ncclCommInitRankConfig(&member->comm, size, id, rank, &config));
+    pthread_mutex_lock(&mutex);
+    member->next = members;
+    members = member;
+    pthread_mutex_unlock(&mutex);
+    return member->comm;
+}
+
+void nccl_library_close(ncclComm_t comm)
+{
+    pthread_mutex_lock(&mutex);
+    struct member **place = &members;
+    while ((*place)->comm != comm)
+        place = &(*place)->next;
+    struct member *member = *place;
+    *place = member->next;
+    pthread_mutex_unlock(&mutex);
+    free(member);
+    NCCL_CHECK(ncclCommFinalize(comm));
+    NCCL_CHECK(ncclCommDestroy(comm));
+}
+
+const char *comm_nccl_error(void)
+{
+    static char text[1024];
+    ncclResult_t status = ncclSuccess;
+    pthread_mutex_lock(&mutex);
+    for (const struct member *member = members; member && status == ncclSuccess; member = member->next)
+        NCCL_CHECK(ncclCommGetAsyncError(member->comm, &status));
+    if (status != ncclSuccess)
+        snprintf(text, sizeof text, "NCCL: %s: %s", functions.ncclGetErrorString(status),
+                 functions.ncclGetLastError(NULL));
+    pthread_mutex_unlock(&mutex);
+    return status != ncclSuccess ? text : NULL;
+}
