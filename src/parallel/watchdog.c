@@ -13,6 +13,7 @@
 #include "base/memory.h"
 #include "base/trace.h"
 #include "parallel/agree.h"
+#include "parallel/comm_nccl.h"
 #include "parallel/mpi_check.h"
 #include "parallel/verdict.h"
 
@@ -166,11 +167,20 @@ static void inspect(double now)
     free(sightings);
 }
 
+/* The host waits for its device, and the device for a peer that is gone: only NCCL knows. */
+static void look_for_errors(void)
+{
+    const char *error = comm_nccl_error();
+    if (error)
+        fatal("%s", error);
+}
+
 static void *watch(void *unused)
 {
     double asleep = clock_seconds();
     for (;;) {
         beat();
+        look_for_errors();
         double now = clock_seconds();
         if (now - asleep > SLEPT_SECONDS)
             dog.watched_since = now;
