@@ -14,6 +14,7 @@
 
 static const struct checkpoint_tensor tensors[2] = {{"/model/a/weight", 2, {5, 4}}, {"/model/b", 1, {3}}};
 static char folder[64] = "damage-test-XXXXXX";
+static struct staging *staging; /* of the CPU, whose memory is the host's */
 
 /* Rank 0 holds and counts /model/a/weight by rows on two ranks (by columns would do too), /model/b lies on all. */
 struct data {
@@ -49,7 +50,7 @@ static void write_example(struct communicator *comm)
     for (int i = 0; i < 3; i++)
         data.b[i] = value(1, i);
     lay_out(&data, comm);
-    if (checkpoint_write(comm, folder, &info, tensors, 2, data.parts, 2, &err) < 0)
+    if (checkpoint_write(comm, staging, folder, &info, tensors, 2, data.parts, 2, &err) < 0)
         tap_note("%s", err.text);
 }
 
@@ -60,7 +61,7 @@ static int read_example(struct communicator *comm, const char *path, bool whole,
     struct checkpoint_info info = {0};
     lay_out(&data, comm);
     err->text[0] = '\0';
-    if (checkpoint_read(comm, path, whole ? &info : NULL, tensors, 2, data.parts, 2, err) < 0)
+    if (checkpoint_read(comm, staging, path, whole ? &info : NULL, tensors, 2, data.parts, 2, err) < 0)
         return -1;
     bool right = !whole || (info.step == 7 && info.samples == 70 && info.seed == 1);
     checkpoint_info_fini(&info);
@@ -285,6 +286,9 @@ int main(int argc, char **argv)
     struct job job;
     job_begin(&argc, &argv, &job);
     struct communicator *world = job.world;
+    const struct device *device = device_cpu(1);
+    struct stream *stream = device->stream_open();
+    staging = staging_create(device, stream, STAGING_ELEMENTS);
     if (world->rank == 0 && !mkdtemp(folder))
         return 1;
     control_broadcast(world, folder, sizeof folder, 0);
@@ -319,6 +323,8 @@ int main(int argc, char **argv)
     snprintf(command, sizeof command, "rm -rf '%s'", folder);
     if (world->rank == 0 && system(command) != 0)
         tap_note("%s is left behind", folder);
+    staging_destroy(staging);
+    device->stream_close(stream);
     tap_done();
     job_end(&job);
     return 0;

@@ -5,6 +5,7 @@
  * Beside it stands a plain file of the same size, written in blocks of 8 MiB by one rank and flushed: what
  * `dd bs=8M conv=fsync` does. */
 #include <fcntl.h>
+#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,8 @@ enum {
     TENSORS = 24,
     ROWS = 16
 };
+
+static struct staging *staging; /* of the CPU, whose memory is the host's */
 
 static void note_speed(const char *what, double bytes, double seconds)
 {
@@ -62,7 +65,7 @@ static bool round_trip(struct communicator *world, const char *folder, const cha
     }
     control_barrier(world);
     double begin = MPI_Wtime();
-    int result = checkpoint_write(world, folder, &info, tensors, tensor_count, parts, part_count, &err);
+    int result = checkpoint_write(world, staging, folder, &info, tensors, tensor_count, parts, part_count, &err);
     snprintf(what, sizeof what, "%s: written and flushed", name);
     note_speed(what, bytes, MPI_Wtime() - begin);
     if (result < 0)
@@ -72,7 +75,7 @@ static bool round_trip(struct communicator *world, const char *folder, const cha
     control_barrier(world);
     begin = MPI_Wtime();
     if (result == 0)
-        result = checkpoint_read(world, path, &read, tensors, tensor_count, parts, part_count, &err);
+        result = checkpoint_read(world, staging, path, &read, tensors, tensor_count, parts, part_count, &err);
     snprintf(what, sizeof what, "%s: read and checked", name);
     note_speed(what, bytes, MPI_Wtime() - begin);
     if (result < 0)
@@ -133,6 +136,9 @@ int main(int argc, char **argv)
 {
     struct job job;
     job_begin(&argc, &argv, &job);
+    const struct device *device = device_cpu(omp_get_max_threads());
+    struct stream *stream = device->stream_open();
+    staging = staging_create(device, stream, STAGING_ELEMENTS);
     double bytes = (argc > 1 ? atof(argv[1]) : 1.5) * 1e9;
     const char *folder = argc > 2 ? argv[2] : ".";
     double seconds = job.world->rank == 0 ? plain(folder, bytes) : 0;
@@ -140,6 +146,8 @@ int main(int argc, char **argv)
     note_speed("a plain file, written and flushed", bytes, seconds);
     ok(spread(job.world, folder, bytes), "what %d ranks wrote together is what they read", job.world->size);
     ok(one_large(job.world, folder), "a part of 2.5 GiB on one rank");
+    staging_destroy(staging);
+    device->stream_close(stream);
     tap_done();
     job_end(&job);
     return 0;

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "io/staging.h"
 #include "parallel/communicator.h"
 
 #define CHECKPOINT_MAX_AXES 6
@@ -24,7 +25,7 @@ struct checkpoint_tensor {
 struct checkpoint_part {
     int tensor; /* index in the list */
     int64_t start[CHECKPOINT_MAX_AXES], count[CHECKPOINT_MAX_AXES];
-    float *data; /* host memory */
+    float *data; /* memory of a device */
     int64_t stride;
     bool first; /* among the parts of all ranks that cover the same elements this is the one that counts: it is written,
                  * and it enters the digest when read. Together these cover every tensor exactly once. */
@@ -45,17 +46,19 @@ void checkpoint_info_fini(struct checkpoint_info *info);
 char *checkpoint_path(const char *directory, int64_t step);
 int64_t checkpoint_step(const char *path);
 
-/* Writes the file of info->step (folders made if missing). An older file of that name is replaced only by the
- * rename. On failure the .partial is removed. Collective over comm: 0, or -1 with the same text on all ranks. */
-int checkpoint_write(struct communicator *comm, const char *directory, const struct checkpoint_info *info,
-                     const struct checkpoint_tensor *tensors, int tensor_count, const struct checkpoint_part *parts,
-                     int part_count, struct err *err);
+/* Writes the file of info->step (folders made if missing) from parts in the memory of staging's device, as they are
+ * behind all that its stream holds. An older file of that name is replaced only by the rename. On failure the .partial
+ * is removed. Collective over comm: 0, or -1 with the same text on all ranks. */
+int checkpoint_write(struct communicator *comm, struct staging *staging, const char *directory,
+                     const struct checkpoint_info *info, const struct checkpoint_tensor *tensors, int tensor_count,
+                     const struct checkpoint_part *parts, int part_count, struct err *err);
 
-/* Reads the parts of the listed tensors. Checks format, version, shapes and digests (where the file has them) and says
+/* Reads the parts of the listed tensors into the memory of staging's device, where they are when this returns; what its
+ * stream holds must not write there. Checks format, version, shapes and digests (where the file has them) and says
  * what differs: the tensor, what was expected and what is there. Accepts any floating-point type and layout. info may
  * be NULL (a file with weights alone need not have its attributes); else step, samples and seed must be there.
  * Collective over comm. After an error the parts' contents are undefined. */
-int checkpoint_read(struct communicator *comm, const char *path, struct checkpoint_info *info,
+int checkpoint_read(struct communicator *comm, struct staging *staging, const char *path, struct checkpoint_info *info,
                     const struct checkpoint_tensor *tensors, int tensor_count, const struct checkpoint_part *parts,
                     int part_count, struct err *err);
 
@@ -71,7 +74,8 @@ int checkpoint_prune(struct communicator *comm, const char *directory, int64_t k
 
 /* The digest of several tensors, which is the sum over them of random_bits(random_key(0, path), their own digest), from
  * parts in memory as checkpoint_write takes them. Collective over comm; the same on all ranks. */
-uint64_t checkpoint_digest_memory(struct communicator *comm, const struct checkpoint_tensor *tensors, int tensor_count,
+uint64_t checkpoint_digest_memory(struct communicator *comm, struct staging *staging,
+                                  const struct checkpoint_tensor *tensors, int tensor_count,
                                   const struct checkpoint_part *parts, int part_count);
 
 /* Prints each tensor's digest, computed from its data, that of those below /model where there are any, and that of all;

@@ -24,11 +24,12 @@ static uint64_t share_of(const char *path, uint64_t digest)
     return random_bits(random_key(0, path), digest);
 }
 
-uint64_t checkpoint_digest_memory(struct communicator *comm, const struct checkpoint_tensor *tensors, int tensor_count,
+uint64_t checkpoint_digest_memory(struct communicator *comm, struct staging *staging,
+                                  const struct checkpoint_tensor *tensors, int tensor_count,
                                   const struct checkpoint_part *parts, int part_count)
 {
     uint64_t *digests = allocate((size_t)tensor_count, sizeof *digests), sum = 0;
-    checkpoint_digest_parts(comm, tensors, tensor_count, parts, part_count, digests);
+    checkpoint_digest_parts(comm, staging, tensors, tensor_count, parts, part_count, digests);
     for (int i = 0; i < tensor_count; i++)
         sum += share_of(tensors[i].path, digests[i]);
     free(digests);

@@ -7,7 +7,7 @@
 #include "base/memory.h"
 #include "parallel/agree.h"
 
-struct box checkpoint_box(const struct checkpoint_tensor *tensor, const struct checkpoint_part *part)
+static struct box box_of(const struct checkpoint_tensor *tensor, const struct checkpoint_part *part)
 {
     return box_make(tensor->axes, part->start, part->count);
 }
@@ -53,7 +53,7 @@ int checkpoint_check_parts(struct communicator *comm, const struct checkpoint_te
     for (int i = 0; i < part_count && result == 0; i++) {
         result = check_part(tensors, tensor_count, &parts[i], err);
         if (result == 0 && parts[i].first) {
-            struct box box = checkpoint_box(&tensors[parts[i].tensor], &parts[i]);
+            struct box box = box_of(&tensors[parts[i].tensor], &parts[i]);
             covered[parts[i].tensor] += (uint64_t)box_elements(&box);
         }
     }
@@ -66,16 +66,97 @@ int checkpoint_check_parts(struct communicator *comm, const struct checkpoint_te
     return result;
 }
 
-void checkpoint_digest_parts(struct communicator *comm, const struct checkpoint_tensor *tensors, int tensor_count,
+/* Sets `coming` and `rows` to the next piece, but for the place where the host finds it; false: there is none. */
+static bool take_next(struct checkpoint_pieces *pieces)
+{
+    const int64_t most = staging_most(pieces->staging);
+    while (pieces->next == pieces->count) {
+        if (pieces->begun == pieces->part_count)
+            return false;
+        const struct checkpoint_part *part = &pieces->parts[pieces->begun++];
+        pieces->box = box_of(&pieces->tensors[part->tensor], part);
+        pieces->count = part->first || !pieces->only_first ? box_pieces(&pieces->box, most) : 0;
+        pieces->next = 0;
+    }
+    const struct checkpoint_part *part = &pieces->parts[pieces->begun - 1];
+    struct box *box = &pieces->coming.box;
+    const int64_t offset = box_piece(&pieces->box, most, pieces->next++, part->stride, box);
+    const int64_t rows = box->axes > 0 ? box->count[0] : 1;
+    pieces->coming.part = part;
+    pieces->rows = (struct staging_rows){part->data + offset, rows, box_elements(box) / rows, part->stride};
+    return true;
+}
+
+static void show(struct checkpoint_pieces *pieces, struct staging_rows at)
+{
+    pieces->coming.data = at.data;
+    pieces->coming.stride = at.stride;
+}
+
+static void fetch_ahead(struct checkpoint_pieces *pieces)
+{
+    pieces->ahead = take_next(pieces);
+    if (pieces->ahead)
+        show(pieces, staging_fetch(pieces->staging, pieces->rows));
+}
+
+void checkpoint_fetch_begin(struct checkpoint_pieces *pieces, struct staging *staging,
+                            const struct checkpoint_tensor *tensors, const struct checkpoint_part *parts,
+                            int part_count, bool only_first)
+{
+    *pieces = (struct checkpoint_pieces){
+        .staging = staging, .tensors = tensors, .parts = parts, .part_count = part_count, .only_first = only_first};
+    fetch_ahead(pieces);
+}
+
+bool checkpoint_fetch(struct checkpoint_pieces *pieces, struct checkpoint_piece *piece)
+{
+    if (!pieces->ahead)
+        return false;
+    staging_wait(pieces->staging);
+    *piece = pieces->coming;
+    fetch_ahead(pieces);
+    return true;
+}
+
+void checkpoint_store_begin(struct checkpoint_pieces *pieces, struct staging *staging,
+                            const struct checkpoint_tensor *tensors, const struct checkpoint_part *parts,
+                            int part_count)
+{
+    *pieces =
+        (struct checkpoint_pieces){.staging = staging, .tensors = tensors, .parts = parts, .part_count = part_count};
+}
+
+bool checkpoint_room(struct checkpoint_pieces *pieces, struct checkpoint_piece *piece)
+{
+    if (!take_next(pieces))
+        return false;
+    show(pieces, staging_room(pieces->staging, pieces->rows));
+    *piece = pieces->coming;
+    return true;
+}
+
+void checkpoint_store(struct checkpoint_pieces *pieces)
+{
+    staging_store(pieces->staging, pieces->rows);
+}
+
+void checkpoint_pieces_end(struct checkpoint_pieces *pieces)
+{
+    staging_wait(pieces->staging);
+}
+
+void checkpoint_digest_parts(struct communicator *comm, struct staging *staging,
+                             const struct checkpoint_tensor *tensors, int tensor_count,
                              const struct checkpoint_part *parts, int part_count, uint64_t *digests)
 {
+    struct checkpoint_pieces pieces;
+    struct checkpoint_piece piece;
     memset(digests, 0, (size_t)tensor_count * sizeof *digests);
-    for (int i = 0; i < part_count; i++) {
-        const struct checkpoint_part *part = &parts[i];
-        if (!part->first)
-            continue;
-        struct box box = checkpoint_box(&tensors[part->tensor], part);
-        digests[part->tensor] += box_digest(&box, tensors[part->tensor].shape, part->data, part->stride);
-    }
+    checkpoint_fetch_begin(&pieces, staging, tensors, parts, part_count, true);
+    while (checkpoint_fetch(&pieces, &piece))
+        digests[piece.part->tensor] +=
+            box_digest(&piece.box, tensors[piece.part->tensor].shape, piece.data, piece.stride);
+    checkpoint_pieces_end(&pieces);
     control_sum_uint64(comm, digests, tensor_count);
 }

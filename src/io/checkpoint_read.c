@@ -107,61 +107,80 @@ static int examine(const char *path, struct checkpoint_info *info, const struct 
 }
 
 /* From a dataset of any layout and type, through HDF5. */
-static int read_converted(hid_t dataset, const struct box *box, const struct checkpoint_part *part, struct err *err)
+static int read_converted(hid_t dataset, const struct checkpoint_piece *piece, struct err *err)
 {
     int result = 0;
-    for (int64_t n = 0, pieces = box_pieces(box, BOX_PIECE); n < pieces && result == 0; n++) {
-        struct box piece;
-        float *data = part->data + box_piece(box, BOX_PIECE, n, part->stride, &piece);
-        result = h5_read_box(dataset, H5T_NATIVE_FLOAT, &piece, data, part->stride, err);
+    for (int64_t n = 0, count = box_pieces(&piece->box, BOX_PIECE); n < count && result == 0; n++) {
+        struct box box;
+        float *data = piece->data + box_piece(&piece->box, BOX_PIECE, n, piece->stride, &box);
+        result = h5_read_box(dataset, H5T_NATIVE_FLOAT, &box, data, piece->stride, err);
     }
     return result;
 }
 
-static int read_plain(struct file *raw, int64_t offset, const struct box_runs *runs, float *data, struct err *err)
+static int read_plain(struct file *raw, int64_t offset, const struct checkpoint_tensor *tensor,
+                      const struct checkpoint_piece *piece, struct err *err)
 {
+    struct box_runs runs = box_runs(&piece->box, tensor->shape, piece->stride);
     int result = 0;
-    for (int64_t n = 0; n < runs->count && result == 0; n++) {
-        int64_t index, at = box_run(runs, n, &index);
-        result = file_read(raw, offset + index * (int64_t)sizeof *data, data + at, runs->length * (int64_t)sizeof *data,
-                           err);
+    for (int64_t n = 0; n < runs.count && result == 0; n++) {
+        int64_t index, at = box_run(&runs, n, &index);
+        result = file_read(raw, offset + index * (int64_t)sizeof(float), piece->data + at,
+                           runs.length * (int64_t)sizeof(float), err);
     }
     return result;
 }
 
-static int read_part(hid_t file, struct file *raw, const struct checkpoint_tensor *tensor,
-                     const struct checkpoint_part *part, struct err *err)
+static int read_piece(hid_t file, struct file *raw, const struct checkpoint_tensor *tensor,
+                      const struct checkpoint_piece *piece, struct err *err)
 {
-    struct box box = checkpoint_box(tensor, part);
-    if (box_elements(&box) == 0)
-        return 0;
     hid_t dataset = H5Dopen2(file, tensor->path, H5P_DEFAULT);
     if (dataset < 0)
         return h5_error(err, "%s: cannot be opened", tensor->path);
-    struct box_runs runs = box_runs(&box, tensor->shape, part->stride);
     int64_t offset = h5_offset(dataset, H5T_NATIVE_FLOAT);
-    int result =
-        offset < 0 ? read_converted(dataset, &box, part, err) : read_plain(raw, offset, &runs, part->data, err);
+    int result = offset < 0 ? read_converted(dataset, piece, err) : read_plain(raw, offset, tensor, piece, err);
     H5Dclose(dataset);
     return result < 0 ? err_prefix(err, "%s", tensor->path) : 0;
 }
 
-static int read_parts(struct communicator *comm, const char *path, const struct checkpoint_tensor *tensors,
-                      const struct checkpoint_part *parts, int part_count, struct err *err)
+/* Also gives this rank's share in each tensor's digest: it is cheapest while the elements are at hand. */
+static int read_pieces(hid_t file, struct file *raw, struct checkpoint_pieces *pieces, uint64_t *digests,
+                       struct err *err)
+{
+    struct checkpoint_piece piece;
+    int result = 0;
+    while (result == 0 && checkpoint_room(pieces, &piece)) {
+        const struct checkpoint_tensor *tensor = &pieces->tensors[piece.part->tensor];
+        result = read_piece(file, raw, tensor, &piece, err);
+        if (result == 0)
+            checkpoint_store(pieces);
+        if (result == 0 && piece.part->first)
+            digests[piece.part->tensor] += box_digest(&piece.box, tensor->shape, piece.data, piece.stride);
+    }
+    checkpoint_pieces_end(pieces);
+    return result;
+}
+
+/* digests: each tensor's, of what all ranks have read. */
+static int read_parts(struct communicator *comm, struct staging *staging, const char *path,
+                      const struct checkpoint_tensor *tensors, int tensor_count, const struct checkpoint_part *parts,
+                      int part_count, uint64_t *digests, struct err *err)
 {
     hid_t file = h5_open_together(comm, path, err);
     if (file < 0)
         return -1;
     struct file *raw = file_open(path, false, err);
-    int result = raw ? 0 : -1;
-    for (int i = 0; i < part_count && result == 0; i++) {
-        result = read_part(file, raw, &tensors[parts[i].tensor], &parts[i], err);
-        if (result < 0)
-            err_prefix(err, "%s", path);
-    }
+    struct checkpoint_pieces pieces;
+    checkpoint_store_begin(&pieces, staging, tensors, parts, part_count);
+    int result = raw ? read_pieces(file, raw, &pieces, digests, err) : -1;
+    if (raw && result < 0)
+        err_prefix(err, "%s", path);
     file_close(raw);
     H5Fclose(file);
-    return agree(comm, result, err);
+    if (agree(comm, result, err) < 0)
+        return -1;
+    control_sum_uint64(comm, digests, tensor_count);
+    return 0;
 }
 
 /* The same verdict on all ranks: each has all digests. */
@@ -206,7 +225,7 @@ static void broadcast_info(struct communicator *comm, struct checkpoint_info *in
     control_broadcast(comm, info->outlier_window, (size_t)info->outlier_count * sizeof *info->outlier_window, 0);
 }
 
-int checkpoint_read(struct communicator *comm, const char *path, struct checkpoint_info *info,
+int checkpoint_read(struct communicator *comm, struct staging *staging, const char *path, struct checkpoint_info *info,
                     const struct checkpoint_tensor *tensors, int tensor_count, const struct checkpoint_part *parts,
                     int part_count, struct err *err)
 {
@@ -220,12 +239,10 @@ int checkpoint_read(struct communicator *comm, const char *path, struct checkpoi
     result = agree(comm, result, err);
     if (result == 0) {
         control_broadcast(comm, stored, (size_t)tensor_count * sizeof *stored, 0);
-        result = read_parts(comm, path, tensors, parts, part_count, err);
+        result = read_parts(comm, staging, path, tensors, tensor_count, parts, part_count, found, err);
     }
-    if (result == 0) {
-        checkpoint_digest_parts(comm, tensors, tensor_count, parts, part_count, found);
+    if (result == 0)
         result = check_digests(path, tensors, tensor_count, stored, found, err);
-    }
     if (info && result == 0)
         broadcast_info(comm, info);
     else if (info)

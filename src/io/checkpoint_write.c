@@ -53,14 +53,13 @@ static int describe(const char *directory, const char *partial, const struct che
     return err_prefix(err, "%s", partial);
 }
 
-static int write_part(struct file *file, int64_t offset, const struct checkpoint_tensor *tensor,
-                      const struct checkpoint_part *part, struct err *err)
+static int write_piece(struct file *file, int64_t offset, const struct checkpoint_tensor *tensor,
+                       const struct checkpoint_piece *piece, struct err *err)
 {
-    struct box box = checkpoint_box(tensor, part);
-    struct box_runs runs = box_runs(&box, tensor->shape, part->stride);
+    struct box_runs runs = box_runs(&piece->box, tensor->shape, piece->stride);
     for (int64_t n = 0; n < runs.count; n++) {
         int64_t index, at = box_run(&runs, n, &index);
-        if (file_write(file, offset + index * (int64_t)sizeof(float), part->data + at,
+        if (file_write(file, offset + index * (int64_t)sizeof(float), piece->data + at,
                        runs.length * (int64_t)sizeof(float), err) < 0)
             return err_prefix(err, "%s", tensor->path);
     }
@@ -68,16 +67,20 @@ static int write_part(struct file *file, int64_t offset, const struct checkpoint
 }
 
 /* Writes this rank's parts and waits until they are on disk. */
-static int write_parts(const char *partial, const int64_t *offsets, const struct checkpoint_tensor *tensors,
-                       const struct checkpoint_part *parts, int part_count, struct err *err)
+static int write_parts(struct staging *staging, const char *partial, const int64_t *offsets,
+                       const struct checkpoint_tensor *tensors, const struct checkpoint_part *parts, int part_count,
+                       struct err *err)
 {
     struct file *file = file_open(partial, true, err);
     if (!file)
         return -1;
+    struct checkpoint_pieces pieces;
+    struct checkpoint_piece piece;
     int result = 0;
-    for (int i = 0; i < part_count && result == 0; i++)
-        if (parts[i].first)
-            result = write_part(file, offsets[parts[i].tensor], &tensors[parts[i].tensor], &parts[i], err);
+    checkpoint_fetch_begin(&pieces, staging, tensors, parts, part_count, true);
+    while (result == 0 && checkpoint_fetch(&pieces, &piece))
+        result = write_piece(file, offsets[piece.part->tensor], &tensors[piece.part->tensor], &piece, err);
+    checkpoint_pieces_end(&pieces);
     if (result == 0)
         result = file_flush(file, err);
     file_close(file);
@@ -85,34 +88,34 @@ static int write_parts(const char *partial, const int64_t *offsets, const struct
 }
 
 /* Collective. */
-static int write_file(struct communicator *comm, const char *directory, const char *partial,
+static int write_file(struct communicator *comm, struct staging *staging, const char *directory, const char *partial,
                       const struct checkpoint_info *info, const struct checkpoint_tensor *tensors, int tensor_count,
                       const struct checkpoint_part *parts, int part_count, struct err *err)
 {
     uint64_t *digests = allocate((size_t)tensor_count, sizeof *digests);
     int64_t *offsets = allocate((size_t)tensor_count, sizeof *offsets);
-    checkpoint_digest_parts(comm, tensors, tensor_count, parts, part_count, digests);
+    checkpoint_digest_parts(comm, staging, tensors, tensor_count, parts, part_count, digests);
     int result = 0;
     if (comm->rank == 0)
         result = describe(directory, partial, info, tensors, tensor_count, digests, offsets, err);
     result = agree(comm, result, err);
     if (result == 0) {
         control_broadcast(comm, offsets, (size_t)tensor_count * sizeof *offsets, 0);
-        result = agree(comm, write_parts(partial, offsets, tensors, parts, part_count, err), err);
+        result = agree(comm, write_parts(staging, partial, offsets, tensors, parts, part_count, err), err);
     }
     free(offsets);
     free(digests);
     return result;
 }
 
-int checkpoint_write(struct communicator *comm, const char *directory, const struct checkpoint_info *info,
-                     const struct checkpoint_tensor *tensors, int tensor_count, const struct checkpoint_part *parts,
-                     int part_count, struct err *err)
+int checkpoint_write(struct communicator *comm, struct staging *staging, const char *directory,
+                     const struct checkpoint_info *info, const struct checkpoint_tensor *tensors, int tensor_count,
+                     const struct checkpoint_part *parts, int part_count, struct err *err)
 {
     if (checkpoint_check_parts(comm, tensors, tensor_count, parts, part_count, err) < 0)
         return -1;
     char *path = checkpoint_path(directory, info->step), *partial = file_partial(path);
-    int result = write_file(comm, directory, partial, info, tensors, tensor_count, parts, part_count, err);
+    int result = write_file(comm, staging, directory, partial, info, tensors, tensor_count, parts, part_count, err);
     if (result == 0)
         result = agree(comm, comm->rank == 0 ? file_publish(partial, path, err) : 0, err);
     struct err second;

@@ -20,7 +20,7 @@ enum snapshot_layout {
     SNAPSHOT_GRADIENTS /* as much, laid out as gradients */
 };
 
-/* One tree of the file: "/model", "/optimizer/first_moment" ... and the arena that holds it in host memory. */
+/* One tree of the file: "/model", "/optimizer/first_moment" ... and the arena that holds it in the device's memory. */
 struct snapshot_tree {
     const char *path;
     float *arena;

@@ -1,5 +1,4 @@
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/memory.h"
 #include "parallel/agree.h"
@@ -247,25 +246,41 @@ static void make_batches(struct trainer *trainer, bool training)
     trainer->vector = allocate((size_t)trainer->vector_count, sizeof *trainer->vector);
 }
 
+/* The initial weights of elements first ... first + count - 1 of a share, which lie together at `weights`. */
+static void initialize_share(const struct trainer *trainer, const struct parameter_share *share, int64_t first,
+                             int64_t count, float *weights)
+{
+    const uint64_t seed = (uint64_t)trainer->settings->run.seed;
+    const int64_t most = staging_most(trainer->staging);
+    for (int64_t done = 0, piece; done < count; done += piece) {
+        piece = count - done < most ? count - done : most;
+        const struct staging_rows rows = {weights + done, 1, piece, piece};
+        parameters_initialize(share, seed, first + done, piece, staging_room(trainer->staging, rows).data);
+        staging_store(trainer->staging, rows);
+    }
+}
+
 /* The initial weights; gaps are zeroed. */
 static void initialize(struct trainer *trainer)
 {
     const struct shards *shards = &trainer->shards;
     const struct parameters *parameters = &trainer->parameters;
-    const uint64_t seed = (uint64_t)trainer->settings->run.seed;
+    const struct device *device = trainer->context.device;
+    trainer->staging = staging_create(device, trainer->context.stream, STAGING_ELEMENTS);
     if (trainer->memory.weights > 0)
-        memset(trainer->weights, 0, trainer->memory.weights);
+        device->zero(trainer->context.stream, trainer->weights, trainer->memory.weights);
     for (int i = 0; i < parameters->count && !shards->weights_sharded; i++) {
         const struct parameter_share *share = &parameters->shares[i];
         if (share->gradient == share->weight)
-            parameters_initialize(share, seed, 0, share->count, trainer->weights + share->weight);
+            initialize_share(trainer, share, 0, share->count, trainer->weights + share->weight);
     }
     for (int b = 0; b < shards->bucket_count && shards->weights_sharded; b++) {
         const struct bucket *bucket = &shards->buckets[b];
         for (int i = bucket->first_range; i < bucket->first_range + bucket->ranges && bucket->first_end == b; i++)
-            parameters_initialize(&parameters->shares[shards->shards[i].share], seed, shards->shards[i].first,
-                                  shards->ranges[i].count, trainer->weights + shards->ranges[i].weight);
+            initialize_share(trainer, &parameters->shares[shards->shards[i].share], shards->shards[i].first,
+                             shards->ranges[i].count, trainer->weights + shards->ranges[i].weight);
     }
+    staging_wait(trainer->staging);
 }
 
 static int create(struct trainer *trainer, struct settings *settings, const struct text *csv, bool training,
@@ -390,6 +405,7 @@ void trainer_destroy(struct trainer *trainer)
     program_destroy(&trainer->evaluate);
     destroy_stages(trainer->stages, chunks);
     destroy_stages(trainer->forward_stages, chunks);
+    staging_destroy(trainer->staging);
     shards_destroy(&trainer->shards);
     parameters_destroy(&trainer->parameters);
     if (trainer->memory.computed > 0)

@@ -32,7 +32,7 @@ int trainer_load(struct trainer *trainer, const char *path, bool whole, struct e
     snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->shards, &trainer->grid, trees, count);
     double begin = clock_seconds();
     flight_begin(FLIGHT_CHECKPOINT_READ);
-    int result = checkpoint_read(trainer->grid.world, path, whole ? &info : NULL, snapshot.tensors,
+    int result = checkpoint_read(trainer->grid.world, trainer->staging, path, whole ? &info : NULL, snapshot.tensors,
                                  snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
     flight_end();
     if (result == 0)
@@ -76,8 +76,8 @@ int trainer_save(struct trainer *trainer, struct err *err)
     error_set_activity("CHECKPOINT");
     flight_begin(FLIGHT_CHECKPOINT_WRITE);
     double begin = clock_seconds();
-    int result = checkpoint_write(trainer->grid.world, s->checkpoint.directory, &info, snapshot.tensors,
-                                  snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
+    int result = checkpoint_write(trainer->grid.world, trainer->staging, s->checkpoint.directory, &info,
+                                  snapshot.tensors, snapshot.tensor_count, snapshot.parts, snapshot.part_count, err);
     if (result == 0)
         log_line("checkpoint   step %lld, %s in %s", (long long)trainer->step,
                  text_bytes((double)parameters_total(&trainer->model) * sizeof(float) * count).text,
@@ -102,8 +102,8 @@ uint64_t trainer_digest(struct trainer *trainer)
     int count = trees_of(trainer, false, false, &tree);
     snapshot_create(&snapshot, &trainer->model, &trainer->parameters, &trainer->shards, &trainer->grid, &tree, count);
     flight_begin(FLIGHT_DIGEST);
-    uint64_t digest = checkpoint_digest_memory(trainer->grid.world, snapshot.tensors, snapshot.tensor_count,
-                                               snapshot.parts, snapshot.part_count);
+    uint64_t digest = checkpoint_digest_memory(trainer->grid.world, trainer->staging, snapshot.tensors,
+                                               snapshot.tensor_count, snapshot.parts, snapshot.part_count);
     flight_end();
     snapshot_destroy(&snapshot);
     return digest;

@@ -4,6 +4,7 @@
 #ifndef RUN_TRAINER_STATE_H
 #define RUN_TRAINER_STATE_H
 
+#include "io/staging.h"
 #include "parallel/clock.h"
 #include "run/batch.h"
 #include "run/devices.h"
@@ -41,6 +42,7 @@ struct trainer {
     float *weights, *gradient_arena, *first_moment, *second_moment;
     char *computed; /* what computations read of the weights: an arena of its own, or the weights themselves */
     char *activations, *queue_scratch, *scratch;
+    struct staging *staging; /* by which weights and moments pass between the device and files */
 
     struct batch batches[2]; /* the present step's and the next one's */
     int present;
