@@ -92,17 +92,22 @@ static void check_sums(struct communicator *comm)
     const int64_t counts[] = {0, 1, 15, 1000, 12293};
     int last = comm->size - 1;
     const int several[] = {last, 0, 1 % comm->size, 0, last}, back[] = {last, comm->size / 2, 0};
-    const int pair[] = {last, last, last};
-    const struct contributions who[] = {*communicator_one_each(comm),  {.count = 5, .rank_of = several},
-                                        {.count = 3, .rank_of = back}, {.count = 2, .rank_of = pair},
-                                        {.count = 3, .rank_of = pair}, {.count = 1, .rank_of = &last}};
-    const char *names[] = {"one of each rank", "several, in mixed order",  "in reversed order",
-                           "two on one rank",  "three in all on one rank", "one in all"};
-    for (int w = 0; w < 6; w++)
+    const int same[] = {last, last, last}, two[] = {0, 0, last};
+    const struct {
+        const char *name;
+        struct contributions who;
+    } lists[] = {{"one of each rank", *communicator_one_each(comm)},
+                 {"several, in mixed order", {.count = 5, .rank_of = several}},
+                 {"in reversed order", {.count = 3, .rank_of = back}},
+                 {"two on one rank", {.count = 2, .rank_of = same}},
+                 {"three in all on one rank", {.count = 3, .rank_of = same}},
+                 {"two of one rank before another's", {.count = 3, .rank_of = two}},
+                 {"one in all", {.count = 1, .rank_of = &last}}};
+    for (int list = 0; list < (int)(sizeof lists / sizeof lists[0]); list++)
         for (int form = 0; form < 4; form++) {
             bool holds = true;
             for (int c = 0; c < 5; c++) {
-                struct trial trial = {.who = who[w],
+                struct trial trial = {.who = lists[list].who,
                                       .element = form / 2 ? ELEMENT_BFLOAT16 : ELEMENT_FLOAT32,
                                       .count = counts[c],
                                       .salt = (unsigned)(c + 7),
@@ -110,7 +115,7 @@ static void check_sums(struct communicator *comm)
                 trial_begin(&trial, comm);
                 holds = trial_end(&trial, comm, c % 2) && holds;
             }
-            ok(holds, "sum of contributions, %s%s%s", names[w], form / 2 ? ", bfloat16" : "",
+            ok(holds, "sum of contributions, %s%s%s", lists[list].name, form / 2 ? ", bfloat16" : "",
                form % 2 ? ", in place" : "");
         }
 }

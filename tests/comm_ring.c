@@ -83,6 +83,48 @@ static void check_messages(struct communicator *ring)
     }
 }
 
+/* Messages one after another out of one vector and into another, which the device reads meanwhile; round the ring. */
+static void check_reuse(struct communicator *ring)
+{
+    enum {
+        TURNS = 6
+    };
+    const int64_t count = 3001;
+    const size_t bytes = (size_t)count * sizeof(float);
+    int next = (ring->rank + 1) % ring->size, before = (ring->rank + ring->size - 1) % ring->size;
+    struct vector out = make_empty(ELEMENT_FLOAT32, count), in = make_empty(ELEMENT_FLOAT32, count);
+    struct vector sources[TURNS], found[TURNS];
+    struct transfer *transfers[2 * TURNS];
+    for (int i = 0; i < TURNS; i++) {
+        sources[i] = make(ELEMENT_FLOAT32, count, ring->rank, 0, (unsigned)i);
+        found[i] = make_empty(ELEMENT_FLOAT32, count);
+    }
+    for (int i = 0; i < TURNS; i++) {
+        device->copy(stream, out.memory, sources[i].memory, bytes);
+        transfers[2 * i] = ring->ops->send(ring, out.memory, bytes, next, 0);
+        transfers[2 * i + 1] = ring->ops->receive(ring, in.memory, bytes, before, 0);
+        ring->ops->join(transfers[2 * i]);
+        ring->ops->join(transfers[2 * i + 1]);
+        for (int again = 0; again < 3; again++)
+            device->copy(stream, found[i].memory, in.memory, bytes);
+    }
+    for (int i = 0; i < 2 * TURNS; i++)
+        end(ring, transfers[i], i % 3);
+    bool holds = true;
+    for (int i = 0; i < TURNS; i++) {
+        float *values = read_vector(&found[i]);
+        for (int64_t k = 0; k < count; k++)
+            holds = holds && values[k] == element(before, k, (unsigned)i);
+        holds = holds && values[count] == GUARD;
+        free(values);
+        drop(&sources[i]);
+        drop(&found[i]);
+    }
+    drop(&out);
+    drop(&in);
+    ok(holds, "%d messages out of one vector and into one", TURNS);
+}
+
 /* As in training: microbatches go down one ring and come back by the other, each rank adds 1 on either way; receives of
  * all of them are posted at the start, and the host waits at the end alone. */
 static void check_pipeline(struct communicator *down, struct communicator *up)
@@ -153,6 +195,7 @@ int main(int argc, char **argv)
     struct communicator *up = comm_nccl_open_ring(job.world->mpi, device, stream);
     ok(down->size == job.world->size && down->rank == job.world->rank, "same ranks in the same order");
     check_messages(down);
+    check_reuse(up);
     check_pipeline(down, up);
     communicator_close(up);
     communicator_close(down);

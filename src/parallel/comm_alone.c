@@ -12,6 +12,7 @@ static struct comm_queued *of(struct communicator *comm)
 
 static void alone_close(struct communicator *base)
 {
+    comm_queued_must_be_idle(of(base));
     comm_queued_release(of(base));
     free(of(base));
 }

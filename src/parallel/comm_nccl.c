@@ -12,8 +12,8 @@
 
 enum {
     /* Multiprocessors that a message keeps busy, also while a receive that was posted ahead waits for its sender. A
-     * rank may have four such receives (from both neighbours, in two rings), so that they leave computations 9 of 10
-     * multiprocessors; four move more than a network port of 50 GB/s does. */
+     * rank may have four such receives, from both neighbours in two rings: 16 of the 132 of an H100. By NCCL's choice
+     * there could be too few left for what the messages wait for. */
     MESSAGE_BLOCKS = 4,
     MOST_LINKS = 4, /* of a ring's rank: to and from two neighbours */
     TAG = 0         /* of the ids in MPI messages */
@@ -249,6 +249,7 @@ static void comm_close(struct communicator *base)
 {
     struct comm_nccl *comm = of(base);
     const struct device *device = comm->queued.device;
+    comm_queued_must_be_idle(&comm->queued);
     device->stream_wait(comm->queued.stream); /* all_reduce and the like run there */
     for (int i = 0; i < comm->links_count; i++) {
         device->stream_wait(comm->links[i].queue);

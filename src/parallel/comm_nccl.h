@@ -22,7 +22,12 @@ int comm_nccl_load(struct err *err);
  *
  * A ring sends and receives between neighbours in the order of ranks, the last and the first being neighbours too. Each
  * direction between two neighbours has an NCCL communicator and a stream of its own. NCCL knows no tags: the receives
- * from one rank must be posted in the order in which it sends. */
+ * from one rank must be posted in the order in which it sends.
+ *
+ * A receive that was posted ahead is a kernel that runs until its message is there. A kernel of the program or a
+ * library that was never launched before is loaded first, behind all that runs on the device: where the sender waits
+ * for what it computes, that never ends. So whatever a rank computes between a receive and its join must have run once
+ * before the first receive. */
 struct communicator *comm_nccl_open_group(MPI_Comm mpi, const struct device *device, struct stream *stream);
 struct communicator *comm_nccl_open_ring(MPI_Comm mpi, const struct device *device, struct stream *stream);
 

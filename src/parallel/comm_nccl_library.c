@@ -54,14 +54,21 @@ const struct nccl_library *nccl_library(void)
     return &functions;
 }
 
-void nccl_library_check(ncclResult_t status, const char *call, const char *file, int line)
+/* What NCCL says about a failure, and about the last one where it says more. */
+static void describe(ncclResult_t status, char *text, size_t room)
 {
-    if (status == ncclSuccess)
-        return;
     const char *last = functions.ncclGetLastError(NULL);
     bool has_more = last != NULL && last[0] != '\0';
-    fatal("%s:%d: %s: %s%s%s", file, line, call, functions.ncclGetErrorString(status), has_more ? ": " : "",
-          has_more ? last : "");
+    snprintf(text, room, "%s%s%s", functions.ncclGetErrorString(status), has_more ? ": " : "", has_more ? last : "");
+}
+
+void nccl_library_check(ncclResult_t status, const char *call, const char *file, int line)
+{
+    char reason[1024];
+    if (status == ncclSuccess)
+        return;
+    describe(status, reason, sizeof reason);
+    fatal("%s:%d: %s: %s", file, line, call, reason);
 }
 
 ncclComm_t nccl_library_open(ncclUniqueId id, int size, int rank, int most_blocks)
@@ -95,13 +102,15 @@ void nccl_library_close(ncclComm_t comm)
 const char *comm_nccl_error(void)
 {
     static char text[1024];
+    static const char name[] = "NCCL: ";
     ncclResult_t status = ncclSuccess;
     pthread_mutex_lock(&mutex);
     for (const struct member *member = members; member && status == ncclSuccess; member = member->next)
         NCCL_CHECK(ncclCommGetAsyncError(member->comm, &status));
-    if (status != ncclSuccess)
-        snprintf(text, sizeof text, "NCCL: %s: %s", functions.ncclGetErrorString(status),
-                 functions.ncclGetLastError(NULL));
     pthread_mutex_unlock(&mutex);
-    return status != ncclSuccess ? text : NULL;
+    if (status == ncclSuccess)
+        return NULL;
+    memcpy(text, name, sizeof name);
+    describe(status, text + sizeof name - 1, sizeof text - sizeof name + 1);
+    return text;
 }

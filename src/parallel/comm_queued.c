@@ -20,10 +20,14 @@ void comm_queued_init(struct comm_queued *comm, const struct communicator_ops *o
     comm->under_way = 0;
 }
 
-void comm_queued_release(struct comm_queued *comm)
+void comm_queued_must_be_idle(const struct comm_queued *comm)
 {
     if (comm->under_way > 0)
         fatal("a communicator is closed with %d transfers under way", comm->under_way);
+}
+
+void comm_queued_release(struct comm_queued *comm)
+{
     while (comm->free) {
         struct transfer *transfer = comm->free;
         comm->free = transfer->next;

@@ -22,10 +22,13 @@ struct transfer {
     uint64_t sequence; /* of sums and gatherings: which one of the communicator's this is */
 };
 
-/* The common part and an empty pool; collective, as is the release, which is fatal while transfers are under way. */
+/* The common part and an empty pool; collective, as is the release. */
 void comm_queued_init(struct comm_queued *comm, const struct communicator_ops *ops, MPI_Comm mpi,
                       const struct device *device, struct stream *stream);
 void comm_queued_release(struct comm_queued *comm);
+
+/* To be called before anything is closed: fatal while transfers are under way. */
+void comm_queued_must_be_idle(const struct comm_queued *comm);
 
 /* The next of the sums and gatherings, which all ranks count: its number. */
 uint64_t comm_queued_count(struct comm_queued *comm);
