@@ -225,6 +225,7 @@ static inline void begin_trial(struct trial *trial, const struct golden *golden,
     trial->context.workspace = take(trial, trial->bytes.workspace);
     trial->scratch_bytes = context_tensor_scratch(tensor, ELEMENT_FLOAT32, golden->sequences * m->sequence, m->hidden);
     trial->context.tensor_scratch = take(trial, trial->scratch_bytes);
+    trial->context.tensor_counts = allocate((size_t)tensor->size, sizeof(int64_t));
     for (int i = 0; i < trial->declaration.parameter_count; i++) {
         int64_t count;
         free(cut(trial, i, golden->weights[i], &count));
@@ -245,6 +246,7 @@ static inline void end_trial(struct trial *trial)
     size_t bytes = (size_t)trial->offset[trial->declaration.parameter_count] * sizeof(float);
     give(trial, trial->context.workspace, trial->bytes.workspace);
     give(trial, trial->context.tensor_scratch, trial->scratch_bytes);
+    free(trial->context.tensor_counts);
     give(trial, trial->weights, bytes);
     give(trial, trial->gradients, bytes);
     trial->context.device->stream_close(trial->context.stream);

@@ -39,26 +39,18 @@ static void row_counts(const struct context *context, int64_t *counts, int64_t r
         counts[rank] = share_of(rows, context->tensor->size, rank).count * width;
 }
 
-/* The counts of all tensor ranks stand at the start of the scratch. */
-static size_t counts_bytes(const struct communicator *tensor)
-{
-    return ((size_t)tensor->size * sizeof(int64_t) + 63) / 64 * 64;
-}
-
 void context_tensor_sum(const struct context *context, enum element element, void *mine, void *whole, int64_t rows,
                         int64_t width)
 {
     struct communicator *tensor = context->tensor;
     if (tensor->size == 1)
         return;
-    int64_t *counts = context->tensor_scratch;
-    void *scratch = (char *)context->tensor_scratch + counts_bytes(tensor);
     flight_begin(FLIGHT_TENSOR_SUM);
     if (context->circumstances.sequence_parallel) {
-        row_counts(context, counts, rows, width);
-        tensor->ops->reduce_scatter(tensor, element, mine, whole, counts, scratch);
+        row_counts(context, context->tensor_counts, rows, width);
+        tensor->ops->reduce_scatter(tensor, element, mine, whole, context->tensor_counts, context->tensor_scratch);
     } else {
-        tensor->ops->all_reduce(tensor, element, whole, rows * width, scratch);
+        tensor->ops->all_reduce(tensor, element, whole, rows * width, context->tensor_scratch);
     }
     flight_end();
 }
@@ -68,7 +60,7 @@ const void *context_tensor_gather(const struct context *context, enum element el
 {
     if (!context->circumstances.sequence_parallel || context->tensor->size == 1)
         return mine;
-    int64_t *counts = context->tensor_scratch;
+    int64_t *counts = context->tensor_counts;
     row_counts(context, counts, rows, width);
     flight_begin(FLIGHT_TENSOR_SUM);
     context->tensor->ops->all_gather(context->tensor, whole, mine, counts, element_bytes(element));
@@ -81,7 +73,7 @@ void context_tensor_collect(const struct context *context, float *all, int64_t c
     struct communicator *tensor = context->tensor;
     if (tensor->size == 1)
         return;
-    int64_t *counts = context->tensor_scratch;
+    int64_t *counts = context->tensor_counts;
     for (int rank = 0; rank < tensor->size; rank++)
         counts[rank] = count;
     flight_begin(FLIGHT_TENSOR_SUM);
@@ -96,7 +88,7 @@ size_t context_tensor_scratch(const struct communicator *tensor, enum element el
     size_t sum = tensor->ops->sum_scratch(tensor, element, rows * width, communicator_one_each(tensor));
     size_t scatter =
         (size_t)((tensor->size - 1) * share_of(rows, tensor->size, 0).count * width) * element_bytes(element);
-    return counts_bytes(tensor) + (sum > scatter ? sum : scatter);
+    return sum > scatter ? sum : scatter;
 }
 
 void *carve_bytes(struct carve *carve, size_t bytes)

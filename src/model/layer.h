@@ -101,6 +101,7 @@ struct context {
     struct communicator *tensor; /* the tensor ranks */
     void *workspace;             /* of the largest layer */
     void *tensor_scratch;        /* context_tensor_scratch() bytes: for the sums over tensor ranks */
+    int64_t *tensor_counts;      /* [tensor ranks] in host memory, for these sums too */
     struct circumstances circumstances;
     bool training;                 /* false: forward alone, nothing is kept */
     double loss_scale;             /* gradients are of loss_scale * sum of losses: 1 / tokens of the global batch */

@@ -71,6 +71,16 @@ void grid_close(struct grid *grid)
     memset(grid, 0, sizeof *grid);
 }
 
+struct communicator *grid_ring(const struct grid *grid)
+{
+    return open_over(grid, grid->world->mpi, true);
+}
+
+struct communicator *grid_group(const struct grid *grid)
+{
+    return open_over(grid, grid->world->mpi, false);
+}
+
 int grid_rank(const struct grid *grid, int p, int d, int t)
 {
     return (p * grid->data + d) * grid->tensor + t;

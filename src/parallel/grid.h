@@ -24,6 +24,11 @@ void grid_open(struct grid *grid, struct communicator *world, int pipeline, int 
                const struct device *device, struct stream *stream);
 void grid_close(struct grid *grid);
 
+/* More communicators over all ranks of the grid, for the memory of its device: for messages between neighbours in order
+ * of ranks, and for sums; the caller closes them. Collective over the world. */
+struct communicator *grid_ring(const struct grid *grid);
+struct communicator *grid_group(const struct grid *grid);
+
 /* The world rank at coordinates p, d, t. */
 int grid_rank(const struct grid *grid, int p, int d, int t);
 

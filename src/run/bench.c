@@ -12,6 +12,9 @@
 #define FEWEST 5
 #define SECONDS 0.25
 
+/* Numbers that are different; they repeat in larger pieces of memory. */
+#define DIFFERENT ((size_t)1 << 20)
+
 static int compare(const void *a, const void *b)
 {
     double x = *(const double *)a, y = *(const double *)b;
@@ -20,10 +23,11 @@ static int compare(const void *a, const void *b)
 
 static double time_once(const struct bench *bench, void (*run)(void *of), void *of)
 {
-    double begin = clock_seconds();
+    const struct device *device = bench->context.device;
+    device->event_record(bench->context.stream, bench->begin);
     run(of);
-    bench->context.device->stream_wait(bench->context.stream);
-    return clock_seconds() - begin;
+    device->event_record(bench->context.stream, bench->end);
+    return device->event_seconds(bench->end) - device->event_seconds(bench->begin);
 }
 
 double bench_median(const struct bench *bench, double *times, int count)
@@ -54,18 +58,19 @@ void *bench_random(const struct bench *bench, enum element element, size_t bytes
 {
     const struct device *device = bench->context.device;
     size_t all = (bytes / sizeof(float) + 1) * sizeof(float), count = all / element_bytes(element);
-    float *host = allocate(count, sizeof *host), *floats = device->allocate(count * sizeof *host);
-    void *memory = device->allocate(all);
+    size_t different = count < DIFFERENT ? count : DIFFERENT;
+    float *host = allocate(different, sizeof *host), *floats = device->allocate(different * sizeof *host);
+    char *memory = device->allocate(all);
     if (!memory || !floats)
         fatal("not enough memory for %zu bytes of a measurement", bytes);
-    random_normal(random_key((uint64_t)bench->settings->run.seed, "bench"), 0, (int64_t)count, 0.02, host);
-    device->copy(bench->context.stream, floats, host, count * sizeof *host);
-    if (element == ELEMENT_FLOAT32)
-        device->copy(bench->context.stream, memory, floats, all);
-    else
-        device->convert(bench->context.stream, element, memory, floats, (int64_t)count);
+    random_normal(random_key((uint64_t)bench->settings->run.seed, "bench"), 0, (int64_t)different, 0.02, host);
+    device->copy(bench->context.stream, floats, host, different * sizeof *host);
+    for (size_t done = 0, piece; done < count; done += piece) {
+        piece = count - done < different ? count - done : different;
+        device->convert(bench->context.stream, element, memory + done * element_bytes(element), floats, (int64_t)piece);
+    }
     device->stream_wait(bench->context.stream);
-    device->release(floats, count * sizeof *host);
+    device->release(floats, different * sizeof *host);
     free(host);
     return memory;
 }

@@ -16,12 +16,14 @@ struct bench {
     struct grid grid;
     struct context context; /* device, stream, tensor ranks, circumstances of the namelist */
     struct model model;
-    enum element element;     /* of activations and matrices */
-    struct settings *figures; /* &machine is filled in */
+    struct communicator *messages, *sums; /* over all ranks, for the device's memory: between neighbours, and of all */
+    struct event *begin, *end;            /* of what bench_time runs */
+    enum element element;                 /* of activations and matrices */
+    struct settings *figures;             /* &machine is filled in */
 };
 
-/* The median time of run(of) over enough repetitions, of the slowest rank; seconds. Work queued on the stream is waited
- * for. */
+/* The median time of run(of) and of what it queues on the stream over enough repetitions, of the slowest rank; seconds,
+ * by the device's clock. */
 double bench_time(const struct bench *bench, void (*run)(void *of), void *of);
 #define BENCH_MOST 101 /* repetitions at most, besides two that do not count */
 

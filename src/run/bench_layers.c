@@ -3,7 +3,6 @@
 
 #include "base/memory.h"
 #include "base/random.h"
-#include "base/trace.h"
 #include "plan/cost.h"
 #include "run/bench.h"
 
@@ -17,7 +16,8 @@ struct subject {
     size_t weight_bytes, computed_bytes, gradient_bytes, scratch_bytes, losses_bytes;
     float *weights, *gradients;
     char *computed;  /* what computations read, where that is not the weights */
-    int32_t *tokens; /* one field of the batch serves as all: whole numbers below the vocabulary */
+    int32_t *tokens; /* one field of the batch serves as all: whole numbers below the vocabulary, [rows] */
+    size_t tokens_bytes;
     const int32_t *fields[LAYER_MAX_FIELDS];
 };
 
@@ -34,31 +34,37 @@ enum {
 struct subjects {
     struct subject *items;
     int count;
+    struct event **marks;              /* [TIMES * count + 1] where each part of a round begins, and its end */
     double seconds[TIMES][BENCH_MOST]; /* of rounds, in the order that they were run */
     int rounds;
 };
 
 #define CACHES ((size_t)64 << 20) /* bytes, more than there are of them for a rank */
 
-static double seconds_of(const struct subject *subject,
-                         void (*run)(const struct stage *stage, const struct context *context,
-                                     const struct stage_run *run))
-{
-    double begin = clock_seconds();
-    run(subject->stage, &subject->context, &subject->run);
-    subject->context.device->stream_wait(subject->context.stream);
-    return clock_seconds() - begin;
-}
-
+/* All of it is queued before the first time is asked for, as in a step. */
 static void run_round(void *of)
 {
     struct subjects *subjects = of;
-    double sums[TIMES] = {0};
-    for (int i = 0; i < subjects->count; i++)
-        sums[FORWARD_TIME] += seconds_of(&subjects->items[i], stage_forward);
+    const struct device *device = subjects->items->context.device;
+    struct stream *stream = subjects->items->context.stream;
+    struct event **mark = subjects->marks;
+    for (int i = 0; i < subjects->count; i++) {
+        const struct subject *subject = &subjects->items[i];
+        device->event_record(stream, *mark++);
+        stage_forward(subject->stage, &subject->context, &subject->run);
+    }
     for (int i = subjects->count - 1; i >= 0; i--) {
-        sums[INPUT_TIME] += seconds_of(&subjects->items[i], stage_backward_input);
-        sums[WEIGHT_TIME] += seconds_of(&subjects->items[i], stage_backward_weight);
+        const struct subject *subject = &subjects->items[i];
+        device->event_record(stream, *mark++);
+        stage_backward_input(subject->stage, &subject->context, &subject->run);
+        device->event_record(stream, *mark++);
+        stage_backward_weight(subject->stage, &subject->context, &subject->run);
+    }
+    device->event_record(stream, *mark);
+    double sums[TIMES] = {0};
+    for (int i = 0; i < TIMES * subjects->count; i++) {
+        const int part = i < subjects->count ? FORWARD_TIME : INPUT_TIME + (i - subjects->count) % 2;
+        sums[part] += device->event_seconds(subjects->marks[i + 1]) - device->event_seconds(subjects->marks[i]);
     }
     for (int part = 0; part < TIMES; part++)
         subjects->seconds[part][subjects->rounds % BENCH_MOST] = sums[part] / subjects->count;
@@ -95,10 +101,16 @@ static void make_weights(struct subject *subject)
 static void make_tokens(struct subject *subject)
 {
     const struct bench *bench = subject->bench;
+    const struct device *device = bench->context.device;
     int64_t rows = subject->context.circumstances.sequences * bench->model.sequence;
-    subject->tokens = allocate((size_t)rows, sizeof *subject->tokens);
+    int32_t *host = allocate((size_t)rows, sizeof *host);
     for (int64_t row = 0; row < rows; row++)
-        subject->tokens[row] = (int32_t)(row * 7919 % bench->settings->model.vocabulary);
+        host[row] = (int32_t)(row * 7919 % bench->settings->model.vocabulary);
+    subject->tokens_bytes = (size_t)rows * sizeof *host;
+    subject->tokens = bench_random(bench, ELEMENT_FLOAT32, subject->tokens_bytes);
+    device->copy(bench->context.stream, subject->tokens, host, subject->tokens_bytes);
+    device->stream_wait(bench->context.stream);
+    free(host);
     for (int i = 0; i < LAYER_MAX_FIELDS; i++)
         subject->fields[i] = subject->tokens;
     subject->run.fields = subject->fields;
@@ -152,7 +164,7 @@ static void subject_destroy(struct subject *subject)
     bench_release(bench, subject->weights, subject->weight_bytes);
     bench_release(bench, subject->computed, subject->computed_bytes);
     bench_release(bench, subject->gradients, subject->gradient_bytes);
-    free(subject->tokens);
+    bench_release(bench, subject->tokens, subject->tokens_bytes);
     stage_destroy(subject->stage);
     parameters_destroy(&subject->parameters);
 }
@@ -190,6 +202,10 @@ static void time_layer(struct bench *bench, int layer, const int *kinds, const s
         subject_create(subject, bench, layer, circumstances);
         bytes += subject->weight_bytes + subject->computed_bytes + subject->gradient_bytes;
     }
+    const int marks = TIMES * subjects->count + 1;
+    subjects->marks = allocate((size_t)marks, sizeof(struct event *));
+    for (int i = 0; i < marks; i++)
+        subjects->marks[i] = bench->context.device->event_open();
     bench_add_number(&m->layer_kind, kinds[layer]);
     bench_add_number(&m->layer_recompute, (int)circumstances->recompute);
     bench_add(&m->layer_forward_gflop, costs.forward / 1e9);
@@ -201,6 +217,9 @@ static void time_layer(struct bench *bench, int layer, const int *kinds, const s
     bench_add(&m->layer_weight_ms, 1e3 * median_of(bench, subjects, WEIGHT_TIME));
     for (int i = 0; i < subjects->count; i++)
         subject_destroy(&subjects->items[i]);
+    for (int i = 0; i < marks; i++)
+        bench->context.device->event_close(subjects->marks[i]);
+    free(subjects->marks);
     free(subjects->items);
     free(subjects);
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/random.h"
 #include "base/trace.h"
 #include "io/file.h"
 #include "parallel/agree.h"
@@ -33,13 +34,13 @@ struct exchange {
 static void ping_pong(void *of)
 {
     const struct exchange *e = of;
-    struct communicator *world = e->bench->job->world;
+    struct communicator *comm = e->bench->messages;
     if (e->peer < 0)
         return;
     for (int turn = 0; turn < 2; turn++) {
-        bool send = world->rank % 2 == turn;
-        world->ops->wait(send ? world->ops->send(world, e->mine, e->bytes, e->peer, TAG)
-                              : world->ops->receive(world, e->theirs, e->bytes, e->peer, TAG));
+        bool send = comm->rank % 2 == turn;
+        comm->ops->wait(send ? comm->ops->send(comm, e->mine, e->bytes, e->peer, TAG)
+                             : comm->ops->receive(comm, e->theirs, e->bytes, e->peer, TAG));
     }
 }
 
@@ -58,16 +59,16 @@ static void compute(void *of)
 static void exchange_behind(void *of)
 {
     const struct exchange *e = of;
-    struct communicator *world = e->bench->job->world;
+    struct communicator *comm = e->bench->messages;
     struct transfer *receive = NULL, *send = NULL;
     if (e->peer >= 0) {
-        receive = world->ops->receive(world, e->theirs, e->bytes, e->peer, TAG);
-        send = world->ops->send(world, e->mine, e->bytes, e->peer, TAG);
+        receive = comm->ops->receive(comm, e->theirs, e->bytes, e->peer, TAG);
+        send = comm->ops->send(comm, e->mine, e->bytes, e->peer, TAG);
     }
     compute(of);
     if (e->peer >= 0) {
-        world->ops->wait(receive);
-        world->ops->wait(send);
+        comm->ops->wait(receive);
+        comm->ops->wait(send);
     }
 }
 
@@ -127,7 +128,7 @@ void bench_messages(struct bench *bench)
 }
 
 struct summing {
-    struct communicator *world;
+    struct communicator *sums;
     enum element element; /* of what tensor ranks sum; gradients are float32 */
     void *buffer;
     void *scratch;
@@ -138,33 +139,33 @@ static void data_sum(void *of)
 {
     const struct summing *s = of;
     const void *parts[] = {s->buffer};
-    s->world->ops->wait(s->world->ops->sum_begin(s->world, ELEMENT_FLOAT32, s->buffer, parts,
-                                                 (int64_t)(s->bytes / sizeof(float)), communicator_one_each(s->world),
-                                                 s->scratch));
+    s->sums->ops->wait(s->sums->ops->sum_begin(s->sums, ELEMENT_FLOAT32, s->buffer, parts,
+                                               (int64_t)(s->bytes / sizeof(float)), communicator_one_each(s->sums),
+                                               s->scratch));
 }
 
 static void tensor_sum(void *of)
 {
     const struct summing *s = of;
-    s->world->ops->all_reduce(s->world, s->element, s->buffer, (int64_t)(s->bytes / element_bytes(s->element)),
-                              s->scratch);
+    s->sums->ops->all_reduce(s->sums, s->element, s->buffer, (int64_t)(s->bytes / element_bytes(s->element)),
+                             s->scratch);
 }
 
 void bench_sums(struct bench *bench)
 {
     struct machine_settings *m = &bench->figures->machine;
-    struct communicator *world = bench->job->world;
+    struct communicator *sums = bench->sums;
     const size_t bytes = BUCKET_ELEMENTS * sizeof(float);
-    if (world->size < 2)
+    if (sums->size < 2)
         return;
     /* elements of fewer bytes need no more */
-    size_t scratch = world->ops->sum_scratch(world, ELEMENT_FLOAT32, BUCKET_ELEMENTS, communicator_one_each(world));
-    struct summing s = {.world = world,
+    size_t scratch = sums->ops->sum_scratch(sums, ELEMENT_FLOAT32, BUCKET_ELEMENTS, communicator_one_each(sums));
+    struct summing s = {.sums = sums,
                         .element = bench->element,
                         .buffer = bench_random(bench, bench->element, bytes),
                         .scratch = bench_random(bench, bench->element, scratch)};
     bench->context.device->zero(bench->context.stream, s.buffer, bytes); /* so that sums of sums stay finite */
-    m->sum_ranks = world->size;
+    m->sum_ranks = sums->size;
     for (size_t size = SMALLEST_SUM; size <= bytes; size *= 4) {
         s.bytes = size;
         bench_add(&m->sum_bytes, (double)size);
@@ -202,7 +203,9 @@ int bench_files(struct bench *bench, struct err *err)
     const struct communicator *world = bench->job->world;
     struct text path = {0};
     text_add(&path, "%s/bench-%d.bin", bench->settings->run.output, world->rank);
-    char *data = bench_random(bench, ELEMENT_FLOAT32, (size_t)FILE_BYTES);
+    char *data = allocate((size_t)FILE_BYTES, 1);
+    random_normal(random_key((uint64_t)bench->settings->run.seed, "file"), 0, FILE_BYTES / (int64_t)sizeof(float), 1,
+                  (float *)(void *)data);
     double seconds[2];
     control_barrier(bench->job->world);
     int result = agree(bench->job->world, time_file(text_string(&path), data, &seconds[0], &seconds[1], err), err);
@@ -211,7 +214,7 @@ int bench_files(struct bench *bench, struct err *err)
         bench->figures->machine.write_gbs = bench_round(1e-9 * (double)FILE_BYTES * world->size / seconds[0]);
         bench->figures->machine.read_gbs = bench_round(1e-9 * (double)FILE_BYTES * world->size / seconds[1]);
     }
-    bench_release(bench, data, (size_t)FILE_BYTES);
+    free(data);
     text_fini(&path);
     return result;
 }

@@ -172,6 +172,7 @@ void executor_attach(struct executor *executor, char *memory, const struct conte
 {
     executor->context.workspace = context->workspace;
     executor->context.tensor_scratch = context->tensor_scratch;
+    executor->memory = memory;
     executor->losses = has_loss(executor) ? (float *)(void *)memory : NULL;
     memory += losses_bytes(executor);
     for (int field = 0; field < EXECUTOR_FIELDS; field++) {

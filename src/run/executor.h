@@ -51,6 +51,12 @@ bool executor_reads(const struct executor *executor, int field);
 size_t executor_bytes(const struct executor *executor);
 void executor_attach(struct executor *executor, char *memory, const struct context *context);
 
+/* Runs every stage's computations once, on a batch of zeros and without messages. Devices load a kernel, and libraries
+ * choose theirs, when it is first asked for, and wait meanwhile for all that runs, which a receive that was posted
+ * ahead does until its sender comes that far: two ranks would wait for each other in the first step. Buffers and
+ * gradients then hold rubbish. Collective over the tensor ranks. */
+void executor_warm_up(struct executor *executor);
+
 /* From here on, while a trace is open, recomputations are told apart from the backwards that they are part of. */
 void executor_begin_trace(struct executor *executor);
 

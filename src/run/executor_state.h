@@ -55,6 +55,7 @@ struct executor {
     const struct instruction_list *list;
     struct context context;
     struct local_stage *stages;                 /* [chunks] */
+    char *memory;                               /* executor_bytes() */
     struct inlet inlets[MESSAGE_KINDS][INLETS]; /* peer -1: none */
     int32_t
         *fields[EXECUTOR_FIELDS]; /* [microbatches, rows] the batch in the device's memory, where the host's is not */

@@ -22,6 +22,7 @@ static int begin(struct bench *bench, struct err *err)
     bench->context = (struct context){.device = device,
                                       .stream = stream,
                                       .tensor = bench->grid.tensor_group,
+                                      .tensor_counts = allocate((size_t)bench->grid.tensor, sizeof(int64_t)),
                                       .loss_scale = 1,
                                       .circumstances = {.sequences = s->pipeline.microbatch_size,
                                                         .tensor = bench->grid.tensor,
@@ -30,6 +31,10 @@ static int begin(struct bench *bench, struct err *err)
                                                         .recompute = s->pipeline.recompute,
                                                         .device = device,
                                                         .live = 1}};
+    bench->messages = grid_ring(&bench->grid);
+    bench->sums = grid_group(&bench->grid);
+    bench->begin = device->event_open();
+    bench->end = device->event_open();
     bench->figures = allocate(1, sizeof *bench->figures);
     settings_init(bench->figures);
     return 0;
@@ -39,7 +44,12 @@ static void end(struct bench *bench)
 {
     settings_fini(bench->figures);
     free(bench->figures);
+    free(bench->context.tensor_counts);
     model_destroy(&bench->model);
+    communicator_close(bench->sums);
+    communicator_close(bench->messages);
+    bench->context.device->event_close(bench->begin);
+    bench->context.device->event_close(bench->end);
     grid_close(&bench->grid);
     bench->context.device->stream_close(bench->context.stream);
 }

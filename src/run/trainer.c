@@ -233,6 +233,7 @@ static void make_batches(struct trainer *trainer, bool training)
     for (int field = 0; field < EXECUTOR_FIELDS; field++)
         shape.reads[field] = executor_reads(trainer->evaluate.executor, field);
     batch_create(&trainer->evaluation_batch, &shape);
+    trainer->whole = allocate((size_t)shape.microbatches, sizeof *trainer->whole);
     for (int i = 0; i < 2 && training; i++)
         batch_create(&trainer->batches[i], &shape);
     trainer->losses_bytes =
@@ -283,6 +284,21 @@ static void initialize(struct trainer *trainer)
     staging_wait(trainer->staging);
 }
 
+/* On a device that works behind the host: all that a step does between its ranks, once. */
+static void warm_up(struct trainer *trainer, bool training)
+{
+    const struct device *device = trainer->context.device;
+    if (device->host_memory)
+        return;
+    executor_warm_up(training ? trainer->train.executor : trainer->evaluate.executor);
+    if (!training)
+        return;
+    for (int layer = 0; layer < trainer->parameters.local_layers; layer++)
+        gradients_layer_done(trainer->gradients, layer);
+    gradients_finish(trainer->gradients);
+    device->zero(trainer->context.stream, trainer->gradient_arena, trainer->memory.gradients); /* gaps stay 0 */
+}
+
 static int create(struct trainer *trainer, struct settings *settings, const struct text *csv, bool training,
                   struct err *err)
 {
@@ -309,6 +325,7 @@ static int prepare(struct trainer **out, const struct job *job, struct settings 
     trainer->context = (struct context){.device = device,
                                         .stream = stream,
                                         .tensor = trainer->grid.tensor_group,
+                                        .tensor_counts = allocate((size_t)trainer->grid.tensor, sizeof(int64_t)),
                                         .circumstances = {.sequences = settings->pipeline.microbatch_size,
                                                           .tensor = trainer->grid.tensor,
                                                           .t = trainer->grid.t,
@@ -346,6 +363,7 @@ static int prepare(struct trainer **out, const struct job *job, struct settings 
     make_batches(trainer, training);
     initialize(trainer);
     trainer_convert(trainer);
+    warm_up(trainer, training);
     return 0;
 }
 
@@ -424,9 +442,11 @@ void trainer_destroy(struct trainer *trainer)
     batch_destroy(&trainer->evaluation_batch);
     grid_close(&trainer->grid);
     device->stream_close(trainer->context.stream);
+    free(trainer->context.tensor_counts);
     free(trainer->first_layer);
     free(trainer->stage_of_layer);
     free(trainer->vector);
+    free(trainer->whole);
     if (trainer->losses)
         device->host_release(trainer->losses, trainer->losses_bytes);
     free(trainer);

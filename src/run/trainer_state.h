@@ -47,6 +47,7 @@ struct trainer {
     struct batch batches[2]; /* the present step's and the next one's */
     int present;
     struct batch evaluation_batch;
+    int64_t *whole; /* [microbatches] sequences that a device runs of it */
     struct dataset *dataset;
     struct sample_order order;
     int64_t step, samples; /* done, consumed */

@@ -198,6 +198,17 @@ void trainer_step(struct trainer *trainer, int (*stop)(void *of), void *of, stru
     result->seconds = clock_seconds() - start;
 }
 
+/* Of each microbatch; a device that works behind the host also runs the rest of a ragged one, on whatever tokens are
+ * there, because products of a new shape would have to be chosen while receives wait (executor_warm_up). */
+static const int64_t *sequences_to_run(struct trainer *trainer, const struct batch *batch)
+{
+    if (trainer->context.device->host_memory)
+        return batch->sequences;
+    for (int m = 0; m < batch->shape.microbatches; m++)
+        trainer->whole[m] = batch->sequences[m] > 0 ? batch->shape.microbatch_size : 0;
+    return trainer->whole;
+}
+
 double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_t samples)
 {
     const struct grid *grid = &trainer->grid;
@@ -210,8 +221,9 @@ double trainer_evaluate(struct trainer *trainer, struct dataset *dataset, int64_
     double sum = 0, begin = clock_seconds();
     for (int64_t place = 0; place < samples; place += at_once) {
         batch_read(batch, dataset, &order, place, samples);
-        struct executor_step run = {
-            .number = -1, .sequences = batch->sequences, .fields = (const int32_t *const *)batch->fields};
+        struct executor_step run = {.number = -1,
+                                    .sequences = sequences_to_run(trainer, batch),
+                                    .fields = (const int32_t *const *)batch->fields};
         struct executor_result ran;
         executor_run(trainer->evaluate.executor, &run, &ran);
         sum += sum_losses(trainer, trainer->evaluate.executor, batch);
