@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Hangs: a rank that is stopped in the midst of an instruction, one whose computation does not end, and lost messages.
 Each time the job ends with code 5 in time, and the report names the rank, what it does and who waits for it. What it
-does is read from its memory, once it stands still. TAP."""
+does is read from its memory, once it stands still. Then ranks that a library ends, and a job that is killed. TAP."""
 import ctypes
 import glob
 import os
@@ -16,10 +16,12 @@ import tiny
 
 HANG_SECONDS = 2
 END_SECONDS = HANG_SECONDS + 5  # from the stop to the end of the job
+ABORT_SECONDS = 7  # from abort() to the end of the job
 LOSSY = tap.program("tests/lossy")
 FLIGHT = live.flight.__file__
 
-LARGER = ["model.hidden=128", "model.sequence=64", "run.steps=1000000", f"run.hang_seconds={HANG_SECONDS}"]
+LASTING = ["model.hidden=128", "model.sequence=64", "run.steps=1000000"]
+LARGER = LASTING + [f"run.hang_seconds={HANG_SECONDS}"]
 PIPELINE = ["grid.pipeline=2", "pipeline.schedule=zb-h1"]
 DATA = ["grid.data=2", "pipeline.microbatches=2"]
 TENSOR = ["grid.tensor=2"]
@@ -117,6 +119,28 @@ def check_lost(folder, name, ranks, words, lost, expected):
         tap.note(found.errors)
 
 
+def check_aborted(folder, name, stopped, expected):
+    """Rank 1 gets the signal of abort(); before that, `stopped` may be stopped, as a rank that the library misses."""
+    job = live.Job(folder, name, 3, *LASTING, "grid.pipeline=3")
+    if not tap.ok(job.wait_for_steps(), f"{name}: it trains"):
+        tap.note(job.end(0).errors)
+        return
+    processes = [job.record(rank).process for rank in range(3)]
+    if stopped is not None:
+        live.stop_process(processes[stopped])
+        time.sleep(1)  # the others come to wait for it
+    begin = time.monotonic()
+    os.kill(processes[1], signal.SIGABRT)
+    found = job.end(ABORT_SECONDS + 20)
+    seconds = time.monotonic() - begin
+    if not tap.ok(found.code == 4 and seconds < ABORT_SECONDS, f"{name}: exit code 4, at once"):
+        tap.note(f"{found.code} after {seconds:.1f} s")
+    causes = re.findall(r"^  rank \d.*$", found.errors, re.MULTILINE)
+    if not tap.ok(found.errors.count("error: rank 1: a library ends the process") == 1 and "hang" not in found.errors
+                  and len(causes) == 1 and re.match(expected, causes[0]), f"{name}: told"):
+        tap.note(found.errors)
+
+
 def check_killed(folder):
     """All processes are killed: what the records hold is readable."""
     job = live.Job(folder, "killed", 2, *LARGER, *PIPELINE)
@@ -154,6 +178,9 @@ def main():
                    ["a message is lost: rank 2 did SEND_GRADIENT stage 2 microbatch 1 to rank 1"])
         check_lost(folder, "a lost part of a sum", 2, DATA, "1:9",
                    ["deadlock: rank 0 .* waits for rank 1 .* waits for rank 0", "SUM_GRADIENTS"])
+        dead = r"  rank {0} \(p{0} d0 t0\) is stopped or dead, .* in step \d+ .*; [12] ranks? waits? for it"
+        check_aborted(folder, "an abort", None, dead.format(1))
+        check_aborted(folder, "an abort for a dead rank", 2, dead.format(2))
         check_killed(folder)
     tap.done()
 

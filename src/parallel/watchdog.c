@@ -4,6 +4,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,12 +24,17 @@
 #define TELL_SECONDS 4.0  /* after this time whoever has the lock has failed to tell */
 #define FILE_SECONDS 1.0  /* for writing JSON files; those that take longer are left out */
 
+enum {
+    ABORT_SECONDS = 10 /* from a library's abort() to the end of the process, if the watchdog does not end the job */
+};
+
 struct watchdog {
     bool is_open, has_thread;
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     bool stopping;
+    atomic_bool aborts; /* a library is about to end this process */
     char *folder;
     double hang_seconds;
     double watched_since; /* clock_seconds() */
@@ -128,14 +134,35 @@ static void write_files(const struct sighting *sightings, int size, const struct
                           found[rank].waits_for, wall);
 }
 
-static void tell(const struct sighting *sightings, int size, double idle)
+static bool all_live(const struct sighting *sightings, int size)
+{
+    bool live = true;
+    for (int rank = 0; rank < size; rank++)
+        live = live && sightings[rank].lives;
+    return live;
+}
+
+/* What is wrong; and where this rank alone dies, counts it as dead already, for the verdict. */
+static void tell_what(struct sighting *sightings, int size, double idle, struct text *out)
+{
+    const int rank = flight_record()->rank;
+    if (!dog.aborts) {
+        text_add(out,
+                 "ppmodel: error: hang: no instruction has ended on any rank for %.1f s (&run hang_seconds = %g)\n",
+                 idle, dog.hang_seconds);
+        return;
+    }
+    text_add(out, "ppmodel: error: rank %d: a library ends the process by SIGABRT; what it said stands above\n", rank);
+    sightings[rank].lives = !all_live(sightings, size);
+}
+
+static void tell(struct sighting *sightings, int size, double idle)
 {
     struct finding_of_rank *found = allocate((size_t)size, sizeof *found);
     struct text out = {0};
     double wall = wall_seconds();
+    tell_what(sightings, size, idle, &out);
     verdict_find(sightings, size, found);
-    text_add(&out, "ppmodel: error: hang: no instruction has ended on any rank for %.1f s (&run hang_seconds = %g)\n",
-             idle, dog.hang_seconds);
     verdict_print(sightings, size, found, wall, &out);
     text_add(&out, "  what each rank did before: %s/flight-<rank>.json\n", dog.folder);
     fputs(text_string(&out), stderr);
@@ -145,22 +172,23 @@ static void tell(const struct sighting *sightings, int size, double idle)
     free(found);
 }
 
-/* This rank has waited long enough. Tells and ends the job, if no other rank does and none has ended anything. */
+/* This rank has waited long enough, or is about to die. Tells and ends the job, if no other rank does and, where it
+ * has waited, none has ended anything. */
 static void inspect(double now)
 {
     int size = flight_record()->size;
     if (!flight_lock(dog.folder)) {
         dog.locked_since = dog.locked_since > 0 ? dog.locked_since : now;
         if (now - dog.locked_since > TELL_SECONDS)
-            job_abort(EXIT_HANG);
+            job_abort(dog.aborts ? EXIT_FAILED : EXIT_HANG);
         return;
     }
     dog.locked_since = 0;
     struct sighting *sightings = allocate((size_t)size, sizeof *sightings);
     double idle = look_twice(sightings, size);
-    if (idle > dog.hang_seconds) {
+    if (dog.aborts || idle > dog.hang_seconds) {
         tell(sightings, size, idle);
-        job_abort(EXIT_HANG);
+        job_abort(dog.aborts ? EXIT_FAILED : EXIT_HANG);
     }
     dog.watched_since = clock_seconds() - fmax(idle, 0); /* others have gone on: look again when they are late, too */
     flight_unlock(dog.folder);
@@ -185,7 +213,7 @@ static void *watch(void *unused)
         if (now - asleep > SLEPT_SECONDS)
             dog.watched_since = now;
         double left = dog.hang_seconds - idle_seconds(now);
-        if (left <= 0)
+        if (left <= 0 || dog.aborts)
             inspect(now);
         else
             dog.locked_since = 0;
@@ -193,6 +221,19 @@ static void *watch(void *unused)
         if (!sleep_until(asleep + (left > 0 ? fmin(left, BEAT_SECONDS) : BEAT_SECONDS)))
             return unused;
     }
+}
+
+/* A library ends this process. MPI libraries do when they find that another rank has died: UCX when it reads that one's
+ * memory. The watchdog tells who is dead, which this process would take along, and ends the job; where it does not,
+ * the process ends as it would have. */
+static void on_abort(int number)
+{
+    if (!pthread_equal(pthread_self(), dog.thread)) {
+        dog.aborts = true;
+        nanosleep(&(struct timespec){.tv_sec = ABORT_SECONDS}, NULL);
+    }
+    signal(number, SIG_DFL);
+    raise(number); /* comes when the handler returns */
 }
 
 /* Memory that the ranks of the node share, a record of each; this rank's is moved there. */
@@ -271,6 +312,8 @@ int watchdog_open(const struct job *job, const char *folder, double hang_seconds
     dog.descriptor = flight_file_create(folder, flight_record(), err);
     int result = dog.descriptor < 0 ? -1 : start_thread(err);
     dog.has_thread = result == 0;
+    if (dog.has_thread)
+        signal(SIGABRT, on_abort);
     if (agree(job->world, result, err) == 0)
         return 0;
     watchdog_close(job);
@@ -281,8 +324,10 @@ void watchdog_close(const struct job *job)
 {
     if (!dog.is_open)
         return;
-    if (dog.has_thread)
+    if (dog.has_thread) {
+        signal(SIGABRT, SIG_DFL);
         stop_thread();
+    }
     if (dog.descriptor >= 0)
         close(dog.descriptor);
     struct text path = flight_path(dog.folder, job->world->rank, "record");
