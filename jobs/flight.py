@@ -175,8 +175,8 @@ def causes(ranks):
             found.append(f"rank {number} has left no record, and {arrivals[number]} wait for it")
         elif rank.standing == "stopped" or (rank.waits_for is None and arrivals[number] > 0):
             what = "was stopped or dead" if rank.standing == "stopped" else "did not come to an end"
-            found.append(f"{rank.name()} of {rank.host}, process {rank.process}, {what} in {rank.doing()}; "
-                         f"{arrivals[number]} waited for it")
+            found.append(f"{rank.name()} of {rank.host}, process {rank.process}, {what} in {rank.doing()}, "
+                         f"for {rank.seconds():.3f} s; {arrivals[number]} waited for it")
     return found or ["no rank waited for another"]
 
 

@@ -151,8 +151,9 @@ def check_killed(folder):
         os.kill(process, signal.SIGKILL)
     job.end()
     code, out, errors = tap.run(sys.executable, FLIGHT, job.folder)
-    if not tap.ok(code == 0 and len(re.findall(r"^rank \d \(p\d d0 t0\).* step \d+ ", out, re.MULTILINE)) == 2,
-                  "killed: jobs/flight.py reads the records"):
+    lines = [re.search(rf"^rank {rank} \(p{rank} d0 t0\) +\S+ +{processes[rank]} .* step \d+ ", out, re.MULTILINE)
+             for rank in range(2)]
+    if not tap.ok(code == 0 and all(lines), "killed: jobs/flight.py reads the records"):
         tap.note(out + errors)
     code, out, errors = tap.run(sys.executable, FLIGHT, job.folder, "--rank", 1)
     tap.ok(code == 0 and out.count("FORWARD stage 1") > 2 and out.count("BACKWARD_WEIGHT stage 1") > 2,
