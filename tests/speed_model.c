@@ -6,7 +6,7 @@
 #include "tests/speed.h"
 
 enum {
-    BLOCK_TENSORS = 12
+    BLOCK_TENSORS = 16
 };
 
 /* Attention */
@@ -205,7 +205,7 @@ static void add_range(struct bench *bench, int64_t count)
 static void list_parameters(struct bench *bench)
 {
     const int64_t h = bench->size.hidden, f = bench->size.ffn;
-    const int64_t block[BLOCK_TENSORS] = {h, h, 3 * h * h, 3 * h, h * h, h, h, h, f * h, f, h * f, h};
+    const int64_t block[BLOCK_TENSORS] = {h, h, h * h, h * h, h * h, h, h, h, h * h, h, h, h, f * h, f, h * f, h};
     add_range(bench, bench->size.vocabulary * h);
     add_range(bench, bench->size.length * h);
     for (int64_t layer = 0; layer < bench->size.layers; layer++)
