@@ -42,7 +42,7 @@ static void measure_limits(struct bench *bench)
         bench->matmul = 2.0 * (double)n * (double)side / speed_time(bench, &product);
     while (clock_seconds() - begin < WARM_SECONDS);
     bench->memory = 8.0 * (double)copied / speed_time(bench, &copy);
-    printf("limits: copy of %.0f MB: %.1f GB/s; %s linear of %lld x %lld x %lld: %.2f TFLOP/s\n", (double)copied * 4e-6,
+    printf("limits: copy of %.0f MB: %.1f GB/s; %s linear of %lld x %lld x %lld: %.3g TFLOP/s\n", (double)copied * 4e-6,
            bench->memory / 1e9, bench->type, (long long)side, (long long)side, (long long)side, bench->matmul / 1e12);
 }
 
