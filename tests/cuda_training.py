@@ -5,6 +5,7 @@ pass between the two. TAP.
 
 Under $CUDA_RUNNER, which stands in for devices, or on a computer that has some; grids with more ranks than it has are
 left out."""
+import json
 import os
 import shutil
 
@@ -41,6 +42,7 @@ GRIDS = (
     (1, 2, 2, "1f1b", 1, ()),
     (2, 2, 2, "1f1b", 1, ("optimizer.sharded=true",)),
 )
+BF16_GRIDS = (GRIDS[0], GRIDS[1], GRIDS[2], GRIDS[-2], GRIDS[-1])  # the rest takes its time: make check-long
 SEQUENCE_PARALLEL = (2, 1, 2, "1f1b", 1, ("grid.sequence_parallel=true",))
 
 
@@ -52,8 +54,8 @@ def words(grid):
 
 
 def train(folder, name, device, ranks, *overrides, **environment):
-    """On the CPU, or on devices through the runner."""
-    os.environ["MPIEXEC"] = " ".join([*(RUNNER if device == "cuda" else []), LAUNCHER])
+    """On the CPU, or through the runner on devices."""
+    os.environ["MPIEXEC"] = " ".join([*(RUNNER if device != "cpu" else []), LAUNCHER])
     return tiny.run(folder, name, ranks, f"run.device={device}", *overrides, seconds=280, **environment)
 
 
@@ -86,7 +88,10 @@ def check_close(found, expected, precision, name):
 def check_grids(folder, precision):
     """The first run of each D and T against the CPU, the others against its bits."""
     first = {}
-    for number, grid in enumerate((*GRIDS, SEQUENCE_PARALLEL)):
+    grids = (*GRIDS, SEQUENCE_PARALLEL)
+    if precision == "bf16" and os.environ.get("PP_LONG") != "1":
+        grids = BF16_GRIDS
+    for number, grid in enumerate(grids):
         ranks, overrides = words(grid)
         name = " ".join([precision, *map(str, grid[:4]), *grid[5]])
         overrides += [f"run.precision={precision}"]
@@ -140,6 +145,48 @@ def check_nonfinite(folder):
         tap.note(f"exit code {found.code}: {found.errors}")
 
 
+def check_choice(folder):
+    """Which devices ranks get."""
+    found = train(folder, "auto", "auto", 1, "run.stop_at=1", "checkpoint.directory=''", "checkpoint.every=0")
+    tap.ok("device cuda" in found.out, "device = 'auto' is the CUDA device where there is one")
+    if not RUNNER:
+        return
+    for name, environment, words in (("fewer devices than ranks", {"PTX_DEVICES": "3"}, "4 ranks share this node"),
+                                     ("one device for all ranks", {"CUDA_VISIBLE_DEVICES": "5"}, "both have the CUDA")):
+        found = train(folder, "crowded", "cuda", 4, "grid.data=4", "pipeline.microbatches=1", "checkpoint.directory=''",
+                      "checkpoint.every=0", **environment)
+        said = [line for line in found.errors.splitlines() if "ppmodel: error" in line]
+        if not tap.ok(found.code == 2 and len(said) == 1 and words in said[0] and os.uname().nodename in said[0],
+                      f"{name}: exit code 2, and one message that names the node"):
+            tap.note(f"exit code {found.code}: {found.errors}")
+
+
+def check_tf32(folder):
+    """Products of factors that are rounded."""
+    losses = [train(folder, f"tf32-{precision}", "cuda", 1, f"run.precision={precision}", "run.stop_at=1",
+                    "checkpoint.directory=''", "checkpoint.every=0").metrics("loss") for precision in ("fp32", "tf32")]
+    if not tap.ok(len(losses[0]) == len(losses[1]) == 1 and losses[0] != losses[1]
+                  and abs(losses[1][0] / losses[0][0] - 1) < 1e-3, "tf32: near the loss of fp32, and not the same"):
+        tap.note(losses)
+
+
+def check_trace(folder):
+    """Computations by the device's clock."""
+    found = train(folder, "trace", "cuda", 2, "grid.pipeline=2", "trace.first_step=2", "trace.last_step=3",
+                  "checkpoint.directory=''", "checkpoint.every=0")
+    with open(os.path.join(found.folder, "trace.json"), encoding="ascii") as file:
+        spans = [span for span in json.load(file)["traceEvents"] if span["ph"] == "X"]
+    times = {(span["name"], span["pid"], span["args"]["step"], span["args"]["microbatch"]):
+             (span["ts"], span["ts"] + span["dur"]) for span in spans if span["name"] in ("FORWARD", "BACKWARD")}
+    keys = [(rank, step, microbatch) for rank in (0, 1) for step in (2, 3) for microbatch in range(4)]
+    tap.ok(sorted(times) == sorted((name, *key) for key in keys for name in ("FORWARD", "BACKWARD")),
+           "a trace has every computation of the steps that it is of")
+    tap.ok(all(times["FORWARD", 0, step, m][1] <= times["FORWARD", 1, step, m][0]
+               and times["FORWARD", 1, step, m][1] <= times["BACKWARD", 1, step, m][0]
+               and times["BACKWARD", 1, step, m][1] <= times["BACKWARD", 0, step, m][0]
+               for step in (2, 3) for m in range(4)), "in it no computation begins before what it needs has ended")
+
+
 def main():
     with tap.scratch_folder() as folder:
         with open(os.path.join(folder, "in.nml"), "w", encoding="ascii") as file:
@@ -152,6 +199,9 @@ def main():
             check_grids(folder, precision)
         check_files(folder)
         check_nonfinite(folder)
+        check_choice(folder)
+        check_tf32(folder)
+        check_trace(folder)
     tap.done()
 
 
