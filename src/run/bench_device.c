@@ -76,7 +76,10 @@ static void bench_products(struct bench *bench)
         bench_add(&m->matmul_efficiency, products_speed(bench, rows, in, out));
         fastest = fmax(fastest, m->matmul_efficiency.items[m->matmul_efficiency.count - 1]);
     }
-    *(bench->element == ELEMENT_BFLOAT16 ? &m->peak_bf16_gflops : &m->peak_gflops) = bench_round(fastest);
+    double *const peaks[] = {[PRECISION_FP32] = &m->peak_gflops,
+                             [PRECISION_TF32] = &m->peak_tf32_gflops,
+                             [PRECISION_BF16] = &m->peak_bf16_gflops};
+    *peaks[bench->settings->run.precision] = bench_round(fastest);
     for (int i = 0; i < m->matmul_efficiency.count; i++)
         m->matmul_efficiency.items[i] = bench_round(m->matmul_efficiency.items[i] / fastest);
 }

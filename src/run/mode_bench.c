@@ -8,6 +8,7 @@
 #include "base/trace.h"
 #include "parallel/agree.h"
 #include "plan/cost.h"
+#include "plan/machine.h"
 #include "run/bench.h"
 #include "run/modes.h"
 
@@ -37,6 +38,7 @@ static int begin(struct bench *bench, struct err *err)
     bench->end = device->event_open();
     bench->figures = allocate(1, sizeof *bench->figures);
     settings_init(bench->figures);
+    bench->figures->run.precision = s->run.precision;
     return 0;
 }
 
@@ -74,7 +76,7 @@ static void describe(const struct bench *bench)
                  text_duration(m->layer_weight_ms.items[i] / 1e3).text);
     for (int i = 0; i < m->matmul_gflop.count; i++)
         log_line("product      %.4g Gflop: %.4g Gflop/s", m->matmul_gflop.items[i],
-                 m->matmul_efficiency.items[i] * fmax(m->peak_gflops, m->peak_bf16_gflops));
+                 m->matmul_efficiency.items[i] * machine_peak(bench->figures) / 1e9);
     log_line("memory       %.4g GB/s; optimizer %.3g ns for a parameter", m->memory_gbs, m->optimizer_ns);
     for (int i = 0; i < m->message_bytes.count; i++)
         log_line("message      %s: %s", text_bytes(m->message_bytes.items[i]).text,
