@@ -2,9 +2,11 @@
 #include "tests/kernel_run.h"
 
 /* sequences, length, heads, kv_heads, head_size */
-static const int64_t shapes[][5] = {{0, 5, 1, 1, 4},   {1, 1, 1, 1, 1},    {2, 5, 3, 3, 7},    {1, 23, 1, 1, 16},
-                                    {3, 65, 1, 1, 7},  {1, 65, 3, 3, 64},  {1, 130, 1, 1, 80}, {1, 130, 3, 1, 16},
-                                    {2, 64, 4, 2, 33}, {1, 65, 1, 1, 256}, {1, 200, 2, 1, 24}, {5, 23, 6, 3, 1}};
+static const int64_t shapes[][5] = {{0, 5, 1, 1, 4},    {1, 1, 1, 1, 1},    {2, 5, 3, 3, 7},    {1, 23, 1, 1, 16},
+                                    {3, 65, 1, 1, 7},   {1, 65, 3, 3, 64},  {1, 130, 1, 1, 80}, {1, 130, 3, 1, 16},
+                                    {2, 64, 4, 2, 33},  {1, 65, 1, 1, 256}, {1, 200, 2, 1, 24}, {5, 23, 6, 3, 1},
+                                    {1, 128, 1, 1, 64}, {1, 129, 2, 1, 64}, {2, 1, 2, 1, 128},  {1, 161, 2, 1, 128},
+                                    {1, 97, 3, 1, 96},  {1, 31, 1, 1, 72}};
 
 struct heads {
     int64_t length, heads, kv_heads, size;
@@ -174,34 +176,52 @@ static void test_reference(void)
     ok(worst < 1e-8, "the reference's gradient is that of finite differences (%g)", worst);
 }
 
-/* Scores of some hundreds: the softmax is all but one-hot and must not overflow. */
-static void test_large_scores(void)
+/* Number i of elements in memory. */
+static void put(enum element element, void *elements, int64_t i, float x)
+{
+    const float rounded = rounded_to(element, x);
+    const size_t size = element_bytes(element); /* the last bytes of a float32 are its upper ones */
+    memcpy((char *)elements + (size_t)i * size, (const char *)&rounded + sizeof rounded - size, size);
+}
+
+static float get(enum element element, const void *elements, int64_t i)
+{
+    float x = 0.0f;
+    const size_t size = element_bytes(element);
+    memcpy((char *)&x + sizeof x - size, (const char *)elements + (size_t)i * size, size);
+    return x;
+}
+
+/* Scores of some thousands that rise from key to key: the softmax is all but one-hot and must not overflow. */
+static void test_large_scores(enum element element)
 {
     enum {
-        LENGTH = 70,
+        LENGTH = 134,
         SIZE = 4
     };
     const struct device *d = device_of(1);
     struct stream *stream = d->stream_open();
     const struct attention_shape shape = {1, LENGTH, 1, 1, SIZE};
-    float host[LENGTH * 3 * SIZE], out[LENGTH * SIZE];
+    const size_t size = element_bytes(element), bytes = d->attention_workspace(element, &shape);
+    float host[LENGTH * 3 * SIZE], out[LENGTH * SIZE]; /* room for either type */
     for (int i = 0; i < LENGTH; i++)
         for (int j = 0; j < 3 * SIZE; j++)
-            host[i * 3 * SIZE + j] = j < SIZE ? 20.0f : j < 2 * SIZE ? (float)i : (float)(i * SIZE + j - 2 * SIZE);
-    const size_t bytes = d->attention_workspace(ELEMENT_FLOAT32, &shape);
-    void *workspace = d->allocate(bytes);
-    float *qkv = d->allocate(sizeof host), *output = d->allocate(sizeof out), *logsumexp = d->allocate(4 * LENGTH);
-    d->copy(stream, qkv, host, sizeof host);
-    d->attention(stream, ELEMENT_FLOAT32, output, logsumexp, qkv, &shape, workspace);
-    d->copy(stream, out, output, sizeof out);
+            put(element, host, i * 3 * SIZE + j, j < SIZE ? 20.0f : (float)i);
+    void *workspace = d->allocate(bytes), *qkv = d->allocate(LENGTH * 3 * SIZE * size);
+    void *output = d->allocate(LENGTH * SIZE * size);
+    float *logsumexp = d->allocate(4 * LENGTH);
+    d->copy(stream, qkv, host, LENGTH * 3 * SIZE * size);
+    d->attention(stream, element, output, logsumexp, qkv, &shape, workspace);
+    d->copy(stream, out, output, LENGTH * SIZE * size);
     d->stream_wait(stream);
     double worst = 0.0;
     for (int i = 0; i < LENGTH * SIZE; i++) /* the last key has the largest score, by 40 */
-        worst = worse(worst, fabs((double)(out[i] - (float)i)));
-    ok(worst < 1e-4, "scores of %d neither overflow nor lose their way (%g)", 40 * (LENGTH - 1), worst);
+        worst = worse(worst, fabs((double)get(element, out, i) - i / SIZE));
+    ok(worst < 1e-4, "%s: scores of %d neither overflow nor lose their way (%g)",
+       element == ELEMENT_FLOAT32 ? "float32" : "bfloat16", 40 * (LENGTH - 1), worst);
     d->release(workspace, bytes);
-    d->release(qkv, sizeof host);
-    d->release(output, sizeof out);
+    d->release(qkv, LENGTH * 3 * SIZE * size);
+    d->release(output, LENGTH * SIZE * size);
     d->release(logsumexp, 4 * LENGTH);
     d->stream_close(stream);
 }
@@ -212,7 +232,8 @@ int main(int argc, char **argv)
     if (missing != NULL)
         return tap_skip_all(missing);
     test_reference();
-    test_large_scores();
+    test_large_scores(ELEMENT_FLOAT32);
+    test_large_scores(ELEMENT_BFLOAT16);
     TEST_SHAPES("attention and its gradient", attention, shapes);
     return tap_done();
 }

@@ -3,7 +3,8 @@
  * of which is on its way while one is worked on. Nothing is added across blocks: the queries' gradients and the keys'
  * and values' are kernels of their own, which each compute the weights again.
  *
- * The templates are compiled for each type of element in a file of its own. */
+ * The templates are compiled for each type of element in a file of its own; with bfloat16 only for heads of more than
+ * 128 elements, as smaller ones have kernels of their own in cuda_attention_tensor.cuh. */
 #ifndef KERNELS_CUDA_CUDA_ATTENTION_CUH
 #define KERNELS_CUDA_CUDA_ATTENTION_CUH
 
@@ -20,16 +21,13 @@ struct attention {
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
-/* Sizes of tiles for heads of up to D elements: what fits the registers and, three or more blocks to a processor of 228
- * KB for D = 64, the shared memory. */
+/* Sizes of tiles for heads of up to D elements: what fits the registers and the shared memory. */
 template <typename T, int D> struct tiles {
     static constexpr int WARPS = D == 256 && sizeof(T) == 4 ? 2 : 4, THREADS = 32 * WARPS, ROWS = 16 * WARPS;
-    static constexpr int KEYS = sizeof(T) == 4 ? (D == 256 ? 16 : 32) : (D == 256 ? 32 : 64);  /* forward */
-    static constexpr int OTHERS = sizeof(T) == 4 ? (D == 256 ? 16 : 32) : (D == 64 ? 64 : 32); /* gradients */
+    static constexpr int OTHERS = D == 256 && sizeof(T) == 4 ? 16 : 32; /* rows of a tile of the other side */
     static constexpr int PARTS = D == 256 ? 2 : 1; /* of a head's columns, for keys' and values' gradients */
-    static constexpr int BLOCKS = D == 64 && sizeof(T) == 2 ? 4 : 1; /* that registers must leave room for */
     static constexpr int ROW = TILE_ROW<T, D>;
-    static constexpr size_t FORWARD_BYTES = (ROWS + 4 * KEYS) * ROW * sizeof(T);
+    static constexpr size_t FORWARD_BYTES = (ROWS + 4 * OTHERS) * ROW * sizeof(T);
     static constexpr size_t GRADIENT_BYTES = (2 * ROWS + 4 * OTHERS) * ROW * sizeof(T) + 4 * OTHERS * sizeof(float);
 };
 
@@ -91,7 +89,7 @@ __device__ inline void soften(float (&scores)[N][4], float (&output)[M][4], floa
 }
 
 template <typename T, int D>
-__global__ void __launch_bounds__(tiles<T, D>::THREADS, tiles<T, D>::BLOCKS)
+__global__ void __launch_bounds__(tiles<T, D>::THREADS, 1)
     attend(T *output, float *logsumexp, const T *qkv, const struct attention a)
 {
     using S = tiles<T, D>;
@@ -103,35 +101,35 @@ __global__ void __launch_bounds__(tiles<T, D>::THREADS, tiles<T, D>::BLOCKS)
     const int head = (int)(item % a.heads);
     const T *tokens = qkv + sequence * a.length * a.qkv_row;
     const T *keys = tokens + (a.heads + head / a.group) * a.size, *values = keys + a.kv_heads * a.size;
-    const int count = (int)((query0 + (left < S::ROWS ? left : S::ROWS) + S::KEYS - 1) / S::KEYS);
+    const int count = (int)((query0 + (left < S::ROWS ? left : S::ROWS) + S::OTHERS - 1) / S::OTHERS);
 
     fetch_tile<S::ROWS, D>(queries, tokens + query0 * a.qkv_row + head * a.size, a.qkv_row, left, a.size, a.wide);
     float sums[D / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
     for (int tile = -1; tile < count; tile++) {
         if (tile + 1 < count) {
-            T *to = others + (tile + 1) % 2 * 2 * S::KEYS * S::ROW;
-            const int64_t key0 = (tile + 1) * S::KEYS;
-            fetch_tile<S::KEYS, D>(to, keys + key0 * a.qkv_row, a.qkv_row, a.length - key0, a.size, a.wide);
-            fetch_tile<S::KEYS, D>(to + S::KEYS * S::ROW, values + key0 * a.qkv_row, a.qkv_row, a.length - key0, a.size,
-                                   a.wide);
+            T *to = others + (tile + 1) % 2 * 2 * S::OTHERS * S::ROW;
+            const int64_t key0 = (tile + 1) * S::OTHERS;
+            fetch_tile<S::OTHERS, D>(to, keys + key0 * a.qkv_row, a.qkv_row, a.length - key0, a.size, a.wide);
+            fetch_tile<S::OTHERS, D>(to + S::OTHERS * S::ROW, values + key0 * a.qkv_row, a.qkv_row, a.length - key0,
+                                     a.size, a.wide);
         }
         __pipeline_commit();
         if (tile < 0)
             continue;
         __pipeline_wait_prior(1);
         __syncthreads();
-        const T *key_tile = others + tile % 2 * 2 * S::KEYS * S::ROW;
-        float scores[S::KEYS / 8][4] = {};
+        const T *key_tile = others + tile % 2 * 2 * S::OTHERS * S::ROW;
+        float scores[S::OTHERS / 8][4] = {};
         add_product<D>(scores, queries + threadIdx.x / 32 * 16 * S::ROW, key_tile);
-        if ((tile + 1) * S::KEYS > query0)
+        if ((tile + 1) * S::OTHERS > query0)
 #pragma unroll
-            for (int n = 0; n < S::KEYS / 8; n++)
+            for (int n = 0; n < S::OTHERS / 8; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++)
-                    if (tile * S::KEYS + own_column(n, i) > query0 + own_row(i / 2))
+                    if (tile * S::OTHERS + own_column(n, i) > query0 + own_row(i / 2))
                         scores[n][i] = -INFINITY;
         soften(scores, sums, largest, sum, a.scale * LOG2_E);
-        add_weighted<D>(sums, scores, key_tile + S::KEYS * S::ROW);
+        add_weighted<D>(sums, scores, key_tile + S::OTHERS * S::ROW);
         __syncthreads();
     }
     float inverse[2];
@@ -180,7 +178,7 @@ template <int N> struct softmax_gradient {
 };
 
 template <typename T, int D>
-__global__ void __launch_bounds__(tiles<T, D>::THREADS, tiles<T, D>::BLOCKS)
+__global__ void __launch_bounds__(tiles<T, D>::THREADS, 1)
     query_gradient(T *dqkv, const T *doutput, const T *qkv, const float *logsumexp, const float *delta,
                    const struct attention a)
 {
@@ -315,21 +313,22 @@ static void attention_forward(struct stream *stream, T *output, float *logsumexp
 }
 
 template <typename T, int D>
-static void attention_backward(struct stream *stream, T *dqkv, const T *doutput, const T *qkv, const float *logsumexp,
-                               const float *delta, const struct attention *a)
+static void attention_backward(struct stream *stream, T *dqkv, const T *doutput, const T *qkv, const T *output,
+                               const float *logsumexp, float *delta, const struct attention *a)
 {
     using S = tiles<T, D>;
-    const int64_t blocks = parts_of(a->length, S::ROWS);
+    const int64_t blocks = parts_of(a->length, S::ROWS), all = a->items * a->length;
     struct attention keys = *a;
     keys.items = a->items / a->group;
     CUDA_CHECK(
         cudaFuncSetAttribute(query_gradient<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::GRADIENT_BYTES));
     CUDA_CHECK(
         cudaFuncSetAttribute(key_value_gradient<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::GRADIENT_BYTES));
+    LAUNCH(stream, sum_products<T>, dim3((unsigned)parts_of(all, 4)), 128, 0, delta, output, doutput, all, *a);
     LAUNCH(stream, key_value_gradient<T, D>, dim3((unsigned)(blocks * keys.items * S::PARTS)), S::THREADS,
-           S::GRADIENT_BYTES, dqkv, doutput, qkv, logsumexp, delta, keys);
+           S::GRADIENT_BYTES, dqkv, doutput, qkv, logsumexp, (const float *)delta, keys);
     LAUNCH(stream, query_gradient<T, D>, dim3((unsigned)(blocks * a->items)), S::THREADS, S::GRADIENT_BYTES, dqkv,
-           doutput, qkv, logsumexp, delta, *a);
+           doutput, qkv, logsumexp, (const float *)delta, *a);
 }
 
 /* The two directions for one type of element, whatever the size of the heads. */
@@ -351,10 +350,7 @@ static void attention_gradient_by_size(struct stream *stream, void *dqkv, const 
     const auto run = a->size <= 64    ? attention_backward<T, 64>
                      : a->size <= 128 ? attention_backward<T, 128>
                                       : attention_backward<T, 256>;
-    const int64_t all = a->items * a->length;
-    LAUNCH(stream, sum_products<T>, dim3((unsigned)parts_of(all, 4)), 128, 0, delta, (const T *)output,
-           (const T *)doutput, all, *a);
-    run(stream, (T *)dqkv, (const T *)doutput, (const T *)qkv, logsumexp, delta, a);
+    run(stream, (T *)dqkv, (const T *)doutput, (const T *)qkv, (const T *)output, logsumexp, delta, a);
 }
 
 typedef void attention_fn(struct stream *stream, void *output, float *logsumexp, const void *qkv,
