@@ -4,7 +4,8 @@
  * Conventions
  * - Every kernel is queued on `stream` and is finished for the host after stream_wait or an event behind it. On the CPU
  *   a kernel has finished when it returns.
- * - Matrices are row-major without gaps; "rows" are tokens; every count may be 0.
+ * - Matrices are row-major without gaps, but for those with a `pitch`: what lies between their rows is neither read nor
+ *   written. "rows" are tokens; every count may be 0.
  * - A weight is [out, in]: y = x W^T + bias.
  * - Arrays that are `void *` have elements of the type `element`: activations, their gradients, and the matrices and
  *   embeddings that they meet. All others are float32: biases, norms' weights, statistics, losses, gradients of
@@ -13,8 +14,8 @@
  * - `accumulate`: false writes the result, true adds to what is there. Gradients of weights are written by the first
  *   microbatch of a step and accumulated by the later ones, so they need no clearing pass.
  * - Outputs do not overlap inputs unless the comment says so.
- * - Deterministic: for equal shapes and an equal number of threads the same bits come out on every call, wherever
- *   the buffers lie.
+ * - Deterministic: for equal shapes and an equal number of threads the same bits come out on every call, wherever the
+ *   buffers lie; those of a device's matmuls may depend on how they are aligned up to 16 bytes.
  * - Failures of the device end the job (fatal()); kernels return nothing. */
 #ifndef KERNELS_KERNELS_H
 #define KERNELS_KERNELS_H
@@ -105,18 +106,21 @@ struct device {
     bool (*event_done)(struct event *event);
     double (*event_seconds)(struct event *event); /* when it happened, on base/trace.h's clock; waits for it */
 
-    /* Matmuls. x [rows, in], w [out, in], y and dy [rows, out]. */
+    /* Matmuls. x [rows, in], w [out, in], y and dy [rows, out]. Rows of y and dy begin `pitch` >= out elements after
+     * one another: a product whose `out` is odd may so have rows that a device can read at full speed. */
 
-    /* y = x w^T (+ bias[out] unless NULL; a device may round it to an element first); where `activated` is not NULL
-     * also activated = gelu(y), tanh form. */
+    /* y = x w^T (+ bias[out] unless NULL; a device may round it to an element first); where `activated` is not NULL,
+     * which needs pitch = out, also activated = gelu(y), tanh form. */
     void (*linear)(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
-                   const float *bias, int64_t rows, int64_t in, int64_t out);
-    /* dx = dy w */
+                   const float *bias, int64_t rows, int64_t in, int64_t out, int64_t pitch);
+    /* dx = dy w. With out < pitch a device may take the last elements of the rows of dy, fewer than 16 bytes, for
+     * themselves, and round what they give and what the others give to elements before it adds the two. */
     void (*linear_input_gradient)(struct stream *stream, enum element element, void *dx, const void *dy, const void *w,
-                                  int64_t rows, int64_t in, int64_t out);
+                                  int64_t rows, int64_t in, int64_t out, int64_t pitch);
     /* dw (+)= dy^T x, and dbias[out] (+)= column sums of dy unless NULL. With rows = 0 and no accumulation: zeros. */
     void (*linear_weight_gradient)(struct stream *stream, enum element element, float *dw, float *dbias, const void *dy,
-                                   const void *x, int64_t rows, int64_t in, int64_t out, bool accumulate);
+                                   const void *x, int64_t rows, int64_t in, int64_t out, int64_t pitch,
+                                   bool accumulate);
 
     /* Elementwise over `count` elements, or rows x width. */
 
@@ -131,9 +135,9 @@ struct device {
     /* dx = dy gelu'(x); dx may be dy */
     void (*gelu_gradient)(struct stream *stream, enum element element, void *dx, const void *dy, const void *x,
                           int64_t count);
-    /* db[width] (+)= sums of the columns of dy [rows, width] */
+    /* db[width] (+)= sums of the columns of dy [rows, width], whose rows begin `pitch` elements after one another */
     void (*column_sums)(struct stream *stream, enum element element, float *db, const void *dy, int64_t rows,
-                        int64_t width, bool accumulate);
+                        int64_t width, int64_t pitch, bool accumulate);
 
     /* LayerNorm over the last axis (Ba et al., 2016); mean and rstd (1/sqrt(variance + epsilon)) [rows] are kept for
      * the gradient. Statistics in at least float32, two-pass or better. */
@@ -173,19 +177,19 @@ struct device {
                               int64_t rows, int64_t width, int64_t length, int64_t row_offset, bool accumulate);
 
     /* Cross-entropy over a vocabulary that may be split over tensor ranks; this rank has tokens first ... first+count-1
-     * in logits [rows, count].
+     * in logits [rows, count], whose rows begin `pitch` elements after one another, as do those of the gradient.
      * statistics [rows][3] of this rank: largest logit (-inf where count is 0), sum of exp(logit - largest), and the
      * target's logit (0 where another rank has it). */
     void (*cross_entropy_statistics)(struct stream *stream, enum element element, float *statistics, const void *logits,
-                                     const int32_t *targets, int64_t rows, int64_t first, int64_t count);
+                                     const int32_t *targets, int64_t rows, int64_t first, int64_t count, int64_t pitch);
     /* From the statistics [parts][rows][3] of all parts: losses[row] = -log softmax(target), and, unless gradient is
      * NULL, gradient = scale * (softmax - one_hot(target)); gradient may be logits. */
     void (*cross_entropy)(struct stream *stream, enum element element, float *losses, void *gradient,
                           const void *logits, const int32_t *targets, const float *statistics, int64_t rows,
-                          int64_t first, int64_t count, int parts, double scale);
+                          int64_t first, int64_t count, int64_t pitch, int parts, double scale);
 
     /* Sums of squares in float64 of each block of SQUARES_BLOCK elements of x: blocks [ceil(count/SQUARES_BLOCK)], in
-     * host memory, ready when the call returns. */
+     * memory of host_allocate. */
     void (*squares)(struct stream *stream, enum element element, double *blocks, const void *x, int64_t count);
 
     /* The step for all ranges; unless computed is NULL the new weights are also stored there, for computations. */

@@ -4,11 +4,12 @@
 #include "kernels/cpu/cpu.h"
 #include "tests/kernel_run.h"
 
-/* rows, in, out; the last four are more than one block of what is widened, in each of its directions */
-static const int64_t shapes[][3] = {{0, 5, 7},      {1, 1, 1},        {5, 3, 48},    {23, 101, 3},
-                                    {100, 48, 257}, {5, 257, 101},    {1, 257, 48},  {100, 1, 101},
-                                    {23, 48, 1},    {300, 129, 1100}, {7, 0, 5},     {7, 5, 0},
-                                    {520, 9, 390},  {11, 530, 390},   {3, 390, 520}, {520, 3, 530}};
+/* rows, in, out, pitch; the last four are more than one block of what is widened, in each of its directions */
+static const int64_t shapes[][4] = {
+    {0, 5, 7, 7},        {1, 1, 1, 1},       {5, 3, 48, 48},      {23, 101, 3, 5},       {100, 48, 257, 264},
+    {5, 257, 101, 128},  {1, 257, 48, 64},   {100, 1, 101, 101},  {23, 48, 1, 8},        {300, 129, 1100, 1100},
+    {7, 0, 5, 8},        {7, 5, 0, 8},       {100, 48, 257, 257}, {9, 64, 333, 333 + 3}, {520, 9, 390, 390},
+    {11, 530, 390, 392}, {3, 390, 520, 520}, {520, 3, 530, 576}};
 
 static double gelu(double x)
 {
@@ -23,11 +24,12 @@ static double tolerance(int64_t terms)
 
 static void linear(struct run *r, const int64_t *shape, bool bias, bool activate)
 {
-    const int64_t rows = shape[0], in = shape[1], out = shape[2];
-    void *y = give_elements(r, rows * out, NAN), *activated = give_elements(r, rows * out, NAN);
+    const int64_t rows = shape[0], in = shape[1], out = shape[2], pitch = activate ? out : shape[3];
+    void *y = give_elements(r, rows * pitch, NAN), *activated = give_elements(r, rows * out, NAN);
     const void *x = give_elements(r, rows * in, 1.0), *w = give_elements(r, out * in, 1.0);
     const float *b = give_numbers(r, out, 1.0);
-    r->device->linear(r->stream, r->element, y, activate ? activated : NULL, x, w, bias ? b : NULL, rows, in, out);
+    r->device->linear(r->stream, r->element, y, activate ? activated : NULL, x, w, bias ? b : NULL, rows, in, out,
+                      pitch);
     if (activate) { /* what the separate kernel gives has the same bits */
         void *again = give_elements(r, rows * out, NAN);
         r->device->gelu(r->stream, r->element, again, y, rows * out);
@@ -40,12 +42,13 @@ static void linear(struct run *r, const int64_t *shape, bool bias, bool activate
             for (int64_t k = 0; k < in; k++)
                 sum += hx[i * in + k] * hw[o * in + k];
             const bool rounded = cuda != NULL && r->element == ELEMENT_BFLOAT16; /* the bias */
-            expect(r, 0, i * out + o, sum, tolerance(in) + (rounded && bias ? half_unit(hb[o]) : 0.0));
+            expect(r, 0, i * pitch + o, sum, tolerance(in) + (rounded && bias ? half_unit(hb[o]) : 0.0));
             if (activate) { /* of y as it was stored */
                 expect(r, 1, i * out + o, gelu((double)r->array[0].after[i * out + o]), tolerance(in));
                 expect_equal(r, 5, i * out + o, r->array[1].after[i * out + o]);
             }
         }
+    expect_gaps(r, 0, out, pitch);
     free(hx), free(hw), free(hb);
 }
 
@@ -66,40 +69,46 @@ static void linear_gelu(struct run *r, const int64_t *shape)
 
 static void input_gradient(struct run *r, const int64_t *shape)
 {
-    const int64_t rows = shape[0], in = shape[1], out = shape[2];
+    const int64_t rows = shape[0], in = shape[1], out = shape[2], pitch = shape[3];
     void *dx = give_elements(r, rows * in, NAN);
-    const void *dy = give_elements(r, rows * out, 1.0), *w = give_elements(r, out * in, 1.0);
-    r->device->linear_input_gradient(r->stream, r->element, dx, dy, w, rows, in, out);
+    const void *dy = give_rows(r, rows, out, pitch, 1.0), *w = give_elements(r, out * in, 1.0);
+    r->device->linear_input_gradient(r->stream, r->element, dx, dy, w, rows, in, out, pitch);
     take_back(r);
+    const int64_t whole = out - out % (16 / (int64_t)element_bytes(r->element));
+    const bool rounded = cuda != NULL && r->element == ELEMENT_BFLOAT16 && out < pitch; /* both parts */
     double *hdy = before(r, 1), *hw = before(r, 2);
     for (int64_t i = 0; i < rows; i++)
         for (int64_t k = 0; k < in; k++) {
-            double sum = 0.0;
-            for (int64_t o = 0; o < out; o++)
-                sum += hdy[i * out + o] * hw[o * in + k];
-            expect(r, 0, i * in + k, sum, tolerance(out));
+            double sum = 0.0, last = 0.0;
+            for (int64_t o = 0; o < out; o++) {
+                const double term = hdy[i * pitch + o] * hw[o * in + k];
+                sum += term;
+                last += o >= whole ? term : 0.0;
+            }
+            expect(r, 0, i * in + k, sum, tolerance(out) + (rounded ? half_unit(last) + half_unit(sum - last) : 0.0));
         }
     free(hdy), free(hw);
 }
 
 static void weight_gradient(struct run *r, const int64_t *shape, bool bias, bool accumulate)
 {
-    const int64_t rows = shape[0], in = shape[1], out = shape[2];
+    const int64_t rows = shape[0], in = shape[1], out = shape[2], pitch = shape[3];
     float *dw = give_numbers(r, out * in, accumulate ? 1.0 : NAN), *db = give_numbers(r, out, accumulate ? 1.0 : NAN);
-    const void *dy = give_elements(r, rows * out, 1.0), *x = give_elements(r, rows * in, 1.0);
-    r->device->linear_weight_gradient(r->stream, r->element, dw, bias ? db : NULL, dy, x, rows, in, out, accumulate);
+    const void *dy = give_rows(r, rows, out, pitch, 1.0), *x = give_elements(r, rows * in, 1.0);
+    r->device->linear_weight_gradient(r->stream, r->element, dw, bias ? db : NULL, dy, x, rows, in, out, pitch,
+                                      accumulate);
     take_back(r);
     double *hdw = before(r, 0), *hdb = before(r, 1), *hdy = before(r, 2), *hx = before(r, 3);
     for (int64_t o = 0; o < out; o++) {
         for (int64_t k = 0; k < in; k++) {
             double sum = accumulate ? hdw[o * in + k] : 0.0;
             for (int64_t i = 0; i < rows; i++)
-                sum += hdy[i * out + o] * hx[i * in + k];
+                sum += hdy[i * pitch + o] * hx[i * in + k];
             expect(r, 0, o * in + k, sum, tolerance(rows));
         }
         double sum = accumulate ? hdb[o] : 0.0;
         for (int64_t i = 0; i < rows; i++)
-            sum += hdy[i * out + o];
+            sum += hdy[i * pitch + o];
         if (bias)
             expect(r, 1, o, sum, tolerance(rows));
     }
@@ -203,7 +212,7 @@ static void test_products(enum element element, const char *how)
         for (int threads = 1; threads <= most_threads(); threads++) {
             char name[128];
             snprintf(name, sizeof name, "%s%s", products[i].name, how);
-            test_shapes_with(name, products[i].test, shapes[0], SHAPES, 3, element, threads);
+            test_shapes_with(name, products[i].test, shapes[0], SHAPES, 4, element, threads);
         }
 }
 
@@ -213,13 +222,13 @@ static void test_many_shapes(void)
     enum {
         MANY = 150
     };
-    static int64_t many[2 * MANY][3];
+    static int64_t many[2 * MANY][4];
     for (int64_t i = 0; i < 2 * MANY; i++) {
         many[i][0] = i < MANY ? i + 1 : 2 * MANY - i;
         many[i][1] = 3;
-        many[i][2] = 5;
+        many[i][2] = many[i][3] = 5;
     }
-    test_shapes_with("many shapes", linear_bias, many[0], 2 * MANY, 3, ELEMENT_BFLOAT16, 2);
+    test_shapes_with("many shapes", linear_bias, many[0], 2 * MANY, 4, ELEMENT_BFLOAT16, 2);
 }
 
 int main(int argc, char **argv)
@@ -227,6 +236,7 @@ int main(int argc, char **argv)
     const char *missing = device_choice_open(argv[argc - 1]);
     if (missing != NULL)
         return tap_skip_all(missing);
+    bits_of_alignment = cuda != NULL;
     test_memory();
     test_events();
     test_products(ELEMENT_FLOAT32, "");

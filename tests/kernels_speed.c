@@ -30,6 +30,7 @@ static void measure_limits(struct bench *bench)
     const int64_t side = bench->device->host_memory ? bench->size.cpu_square : bench->size.square, n = side * side;
     const struct operation product = {.name = "linear",
                                       .run = speed_linear,
+                                      .pitch = side,
                                       .rows = side,
                                       .in = side,
                                       .out = side,

@@ -111,9 +111,10 @@ static void loss(struct run *r, const int64_t *shape)
     };
     const int64_t rows = shape[0], vocabulary = shape[2];
     const double scale = 0.125;
+    const int64_t pitch = vocabulary % 2 == 0 ? vocabulary : vocabulary + 7, gap = vocabulary % 3; /* of the parts */
     const struct device *d = r->device;
     int64_t first[PARTS + 1] = {0, vocabulary / 2, vocabulary == 7 ? 3 : 2 * vocabulary / 3, vocabulary};
-    void *logits = give_elements(r, rows * vocabulary, 40.0);
+    void *logits = give_rows(r, rows, vocabulary, pitch, 40.0);
     float *losses = give_numbers(r, rows, NAN);
     float *statistics = give_numbers(r, rows * 3, NAN), *joint = give_numbers(r, rows, NAN);
     float *parts = give_numbers(r, PARTS * rows * 3, NAN);
@@ -122,37 +123,43 @@ static void loss(struct run *r, const int64_t *shape)
     const int logits_at = r->arrays;
     for (int p = 0; p < PARTS; p++) {
         const int64_t count = first[p + 1] - first[p];
-        float *values = allocate((size_t)(rows * count) + 1, sizeof *values);
-        for (int64_t i = 0; i < rows * count; i++)
-            values[i] = r->array[0].before[i / count * vocabulary + first[p] + i % count];
-        part[p] = give_as(r, r->element, rows * count, values);
-        gradient[p] = give_elements(r, rows * count, NAN);
+        const int64_t row = count + gap;
+        float *values = allocate((size_t)(rows * row) + 1, sizeof *values);
+        for (int64_t i = 0; i < rows * row; i++)
+            values[i] = i % row < count ? r->array[0].before[i / row * pitch + first[p] + i % row] : NAN;
+        part[p] = give_as(r, r->element, rows * row, values);
+        gradient[p] = give_elements(r, rows * row, NAN);
         free(values);
         d->cross_entropy_statistics(r->stream, r->element, parts + p * rows * 3, part[p], targets, rows, first[p],
-                                    count);
+                                    count, row);
     }
     for (int p = 0; p < PARTS; p++)
         d->cross_entropy(r->stream, r->element, joint, gradient[p], part[p], targets, parts, rows, first[p],
-                         first[p + 1] - first[p], PARTS, scale);
-    d->cross_entropy_statistics(r->stream, r->element, statistics, logits, targets, rows, 0, vocabulary);
-    d->cross_entropy(r->stream, r->element, losses, NULL, logits, targets, statistics, rows, 0, vocabulary, 1, scale);
-    d->cross_entropy(r->stream, r->element, losses, logits, logits, targets, statistics, rows, 0, vocabulary, 1, scale);
+                         first[p + 1] - first[p], first[p + 1] - first[p] + gap, PARTS, scale);
+    d->cross_entropy_statistics(r->stream, r->element, statistics, logits, targets, rows, 0, vocabulary, pitch);
+    d->cross_entropy(r->stream, r->element, losses, NULL, logits, targets, statistics, rows, 0, vocabulary, pitch, 1,
+                     scale);
+    d->cross_entropy(r->stream, r->element, losses, logits, logits, targets, statistics, rows, 0, vocabulary, pitch, 1,
+                     scale);
     take_back(r);
     double *x = before(r, 0), *expected = allocate((size_t)vocabulary, sizeof *expected);
     for (int64_t row = 0; row < rows; row++) {
         const int64_t target = token_at(row, vocabulary);
-        const double should_be = cross_entropy(expected, x + row * vocabulary, vocabulary, target);
+        const double should_be = cross_entropy(expected, x + row * pitch, vocabulary, target);
         expect(r, 1, row, should_be, 1e-5);
         expect(r, 3, row, should_be, 1e-5);
         for (int64_t i = 0; i < vocabulary; i++) {
             int p = 0;
             while (i >= first[p + 1])
                 p++;
-            const int64_t count = first[p + 1] - first[p];
-            expect(r, 0, row * vocabulary + i, scale * expected[i], 1e-7);
-            expect(r, logits_at + 2 * p + 1, row * count + i - first[p], scale * expected[i], 1e-7);
+            const int64_t part_row = first[p + 1] - first[p] + gap;
+            expect(r, 0, row * pitch + i, scale * expected[i], 1e-7);
+            expect(r, logits_at + 2 * p + 1, row * part_row + i - first[p], scale * expected[i], 1e-7);
         }
     }
+    expect_gaps(r, 0, vocabulary, pitch);
+    for (int p = 0; p < PARTS; p++)
+        expect_gaps(r, logits_at + 2 * p + 1, first[p + 1] - first[p], first[p + 1] - first[p] + gap);
     free(x), free(expected);
 }
 
@@ -166,13 +173,13 @@ static void test_statistics(void)
     int32_t *targets = d->allocate(sizeof hit);
     d->copy(stream, logits, in, sizeof in);
     d->copy(stream, targets, hit, sizeof hit);
-    d->cross_entropy_statistics(stream, ELEMENT_FLOAT32, statistics, logits, targets, 2, 10, 3);
+    d->cross_entropy_statistics(stream, ELEMENT_FLOAT32, statistics, logits, targets, 2, 10, 3, 3);
     d->copy(stream, out, statistics, sizeof out);
     d->stream_wait(stream);
     ok(out[0] == 3.0f && out[2] == 3.0f, "statistics have the largest logit and the target's");
     is_near((double)out[1], 1.0 + exp(-1.0) + exp(-2.0), 2e-7, "and the sum of exponentials");
     ok(isnan(out[4]), "a logit that is NaN shows in the sum");
-    d->cross_entropy_statistics(stream, ELEMENT_FLOAT32, statistics, logits, targets, 2, 20, 0);
+    d->cross_entropy_statistics(stream, ELEMENT_FLOAT32, statistics, logits, targets, 2, 20, 0, 0);
     d->copy(stream, out, statistics, sizeof out);
     d->stream_wait(stream);
     ok(isinf(out[0]) && out[0] < 0.0f && out[1] == 0.0f && out[2] == 0.0f, "a rank without tokens has -inf, 0, 0");
@@ -212,6 +219,7 @@ static void test_squares(enum element element)
         d->convert(stream, element, x, numbers, count);
         double *found = d->host_allocate(sizeof blocks[0]);
         d->squares(stream, element, found, x, count);
+        d->stream_wait(stream);
         memcpy(blocks[threads - 1], found, sizeof blocks[0]);
         d->squares(stream, element, found, x, 0);
         d->host_release(found, sizeof blocks[0]);

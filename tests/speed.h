@@ -61,6 +61,7 @@ struct operation {
     const char *name, *use; /* use: what for, or NULL */
     call_fn *run, *prepare; /* the latter once for each set of arrays, or NULL */
     int64_t rows, in, out;  /* its shape, as far as it has them */
+    int64_t pitch;          /* of what has one */
     bool accumulate;
     struct {
         enum content content;

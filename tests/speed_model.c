@@ -88,13 +88,13 @@ static void run_position_gradient(const struct bench *bench, const struct operat
 
 static void run_statistics(const struct bench *bench, const struct operation *o, void *const *a)
 {
-    bench->device->cross_entropy_statistics(bench->stream, bench->element, a[0], a[1], a[2], o->rows, 0, o->in);
+    bench->device->cross_entropy_statistics(bench->stream, bench->element, a[0], a[1], a[2], o->rows, 0, o->in, o->in);
 }
 
 static void run_cross_entropy(const struct bench *bench, const struct operation *o, void *const *a)
 {
-    bench->device->cross_entropy(bench->stream, bench->element, a[3], a[4], a[1], a[2], a[0], o->rows, 0, o->in, 1,
-                                 1.0 / (double)o->rows);
+    bench->device->cross_entropy(bench->stream, bench->element, a[3], a[4], a[1], a[2], a[0], o->rows, 0, o->in, o->in,
+                                 1, 1.0 / (double)o->rows);
 }
 
 void speed_vocabulary(struct bench *bench)
@@ -219,7 +219,10 @@ void speed_optimizer(struct bench *bench)
 {
     list_parameters(bench);
     const int64_t n = bench->parameters;
-    bench->blocks = allocate((size_t)(n / SQUARES_BLOCK + 1), sizeof *bench->blocks);
+    const size_t bytes = (size_t)(n / SQUARES_BLOCK + 1) * sizeof *bench->blocks;
+    bench->blocks = bench->device->host_allocate(bytes);
+    if (bench->blocks == NULL)
+        fatal("not enough memory");
     struct operation o = {.name = "squares",
                           .use = "and their way to the host",
                           .run = run_squares,
@@ -238,5 +241,5 @@ void speed_optimizer(struct bench *bench)
     o.use = "ranges of tensors";
     o.in = bench->range_count;
     speed_measure(bench, &o);
-    free(bench->blocks);
+    bench->device->host_release(bench->blocks, bytes);
 }

@@ -5,32 +5,36 @@
 
 void speed_linear(const struct bench *bench, const struct operation *o, void *const *a)
 {
-    bench->device->linear(bench->stream, bench->element, a[0], a[4], a[1], a[2], a[3], o->rows, o->in, o->out);
+    bench->device->linear(bench->stream, bench->element, a[0], a[4], a[1], a[2], a[3], o->rows, o->in, o->out,
+                          o->pitch);
 }
 
 static void run_input_gradient(const struct bench *bench, const struct operation *o, void *const *a)
 {
-    bench->device->linear_input_gradient(bench->stream, bench->element, a[0], a[1], a[2], o->rows, o->in, o->out);
+    bench->device->linear_input_gradient(bench->stream, bench->element, a[0], a[1], a[2], o->rows, o->in, o->out,
+                                         o->pitch);
 }
 
 static void run_weight_gradient(const struct bench *bench, const struct operation *o, void *const *a)
 {
     bench->device->linear_weight_gradient(bench->stream, bench->element, a[0], a[3], a[1], a[2], o->rows, o->in, o->out,
-                                          o->accumulate);
+                                          o->pitch, o->accumulate);
 }
 
 /* y [rows, out] = x [rows, in] w^T, and its gradients. */
-static void measure_products(struct bench *bench, const char *use, int64_t in, int64_t out, bool bias, bool activated)
+static void measure_products(struct bench *bench, const char *use, int64_t in, int64_t out, int64_t pitch, bool bias,
+                             bool activated)
 {
-    const int64_t rows = bench->rows, x = rows * in, w = in * out, y = rows * out;
+    const int64_t rows = bench->rows, x = rows * in, w = in * out, y = rows * pitch;
     const double each = (double)element_bytes(bench->element), operations = 2.0 * (double)rows * (double)w;
-    const double moved = (double)(x + w + y) * each;
+    const double moved = (double)(x + w + rows * out) * each;
     struct operation o = {.name = "linear",
                           .use = use,
                           .run = speed_linear,
                           .rows = rows,
                           .in = in,
                           .out = out,
+                          .pitch = pitch,
                           .arrays = {{ELEMENTS, y}, {ELEMENTS, x}, {ELEMENTS, w}, {bias ? FLOATS : NOTHING, out}},
                           .bytes = moved,
                           .operations = operations};
@@ -48,6 +52,7 @@ static void measure_products(struct bench *bench, const char *use, int64_t in, i
                            .rows = rows,
                            .in = in,
                            .out = out,
+                           .pitch = pitch,
                            .arrays = {{ELEMENTS, x}, {ELEMENTS, y}, {ELEMENTS, w}},
                            .bytes = moved,
                            .operations = operations};
@@ -59,9 +64,10 @@ static void measure_products(struct bench *bench, const char *use, int64_t in, i
                                .rows = rows,
                                .in = in,
                                .out = out,
+                               .pitch = pitch,
                                .accumulate = accumulate,
                                .arrays = {{FLOATS, w}, {ELEMENTS, y}, {ELEMENTS, x}, {bias ? FLOATS : NOTHING, out}},
-                               .bytes = (double)(x + y) * each + (double)w * 4 * (1 + accumulate),
+                               .bytes = (double)(x + rows * out) * each + (double)w * 4 * (1 + accumulate),
                                .operations = operations};
         speed_measure(bench, &o);
     }
@@ -71,13 +77,14 @@ void speed_products(struct bench *bench)
 {
     const struct size *size = &bench->size;
     const int64_t h = size->hidden;
-    measure_products(bench, "qkv", h, 3 * h, true, false);
-    measure_products(bench, "out", h, h, true, false);
-    measure_products(bench, "up", h, size->ffn, true, true);
-    measure_products(bench, "down", size->ffn, h, true, false);
-    measure_products(bench, "head", h, size->vocabulary, false, false);
+    measure_products(bench, "qkv", h, 3 * h, 3 * h, true, false);
+    measure_products(bench, "out", h, h, h, true, false);
+    measure_products(bench, "up", h, size->ffn, size->ffn, true, true);
+    measure_products(bench, "down", size->ffn, h, h, true, false);
+    measure_products(bench, "head", h, size->vocabulary, size->vocabulary, false, false);
     if (size->odd_vocabulary > 0)
-        measure_products(bench, "odd head", h, size->odd_vocabulary, false, false);
+        measure_products(bench, "odd head", h, size->odd_vocabulary, (size->odd_vocabulary + 63) / 64 * 64, false,
+                         false);
 }
 
 /* What moves memory */
@@ -94,7 +101,7 @@ static void run_gelu_gradient(const struct bench *bench, const struct operation 
 
 static void run_column_sums(const struct bench *bench, const struct operation *o, void *const *a)
 {
-    bench->device->column_sums(bench->stream, bench->element, a[0], a[1], o->rows, o->in, o->accumulate);
+    bench->device->column_sums(bench->stream, bench->element, a[0], a[1], o->rows, o->in, o->in, o->accumulate);
 }
 
 static void run_add_residual(const struct bench *bench, const struct operation *o, void *const *a)

@@ -51,14 +51,14 @@ int main(void)
         x[i] = (float)(i % 17) - 8;
         w[i] = (float)(i % 23) - 11;
     }
-    device->linear_input_gradient(stream, ELEMENT_FLOAT32, first, x, w, WIDTH, WIDTH, WIDTH);
+    device->linear_input_gradient(stream, ELEMENT_FLOAT32, first, x, w, WIDTH, WIDTH, WIDTH, WIDTH);
     pthread_t thread;
     if (pthread_create(&thread, NULL, send_signals, NULL) != 0)
         return 1;
     int products = 0, wrong = 0;
     while (!over) {
         float *y = malloc(bytes); /* of the heap that products take their own memory from */
-        device->linear_input_gradient(stream, ELEMENT_FLOAT32, y, x, w, WIDTH, WIDTH, WIDTH);
+        device->linear_input_gradient(stream, ELEMENT_FLOAT32, y, x, w, WIDTH, WIDTH, WIDTH, WIDTH);
         wrong += memcmp(y, first, bytes) != 0;
         free(y);
         products++;

@@ -228,11 +228,11 @@ static void activate(const struct layer *layer, const struct context *context, c
     const struct device *device = context->device;
     const float *x = context_tensor_gather(context, ELEMENT_FLOAT32, p->in[0], z->x, z->rows, WIDTH);
     device->linear(context->stream, ELEMENT_FLOAT32, z->up, NULL, x, p->weights[UP], p->weights[BIAS], z->rows, WIDTH,
-                   z->inner);
+                   z->inner, z->inner);
     if (reads_memory(layer)) {
         const float *m = context_tensor_gather(context, ELEMENT_FLOAT32, p->in[1], z->m, z->groups, FOLD * WIDTH);
         device->linear(context->stream, ELEMENT_FLOAT32, z->cross, NULL, m, p->weights[ACROSS], NULL, z->groups,
-                       FOLD * WIDTH, z->inner);
+                       FOLD * WIDTH, z->inner, z->inner);
         for (int64_t row = 0; row < z->rows; row++)
             for (int64_t i = 0; i < z->inner; i++)
                 z->up[row * z->inner + i] += z->cross[row / FOLD * z->inner + i];
@@ -249,7 +249,7 @@ static void mix_forward(const struct layer *layer, const struct context *context
     activate(layer, context, p, &z);
     float *y = p->out[z.out], *whole = is_shared(c) ? z.y : y;
     context->device->linear(context->stream, ELEMENT_FLOAT32, whole, NULL, z.active, p->weights[DOWN], NULL, z.rows,
-                            z.inner, WIDTH);
+                            z.inner, WIDTH, WIDTH);
     context_tensor_sum(context, ELEMENT_FLOAT32, y, whole, z.rows, WIDTH);
     const float *x = p->in[0];
     for (int64_t i = 0; i < z.mine * WIDTH; i++)
@@ -267,12 +267,12 @@ static void mix_backward_input(const struct layer *layer, const struct context *
     else if (c->recompute == RECOMPUTE_SELECTIVE)
         device->gelu(context->stream, ELEMENT_FLOAT32, z.active, z.up, z.rows * z.inner);
     const float *dy = context_tensor_gather(context, ELEMENT_FLOAT32, p->out_gradient[z.out], z.y, z.rows, WIDTH);
-    device->linear_input_gradient(context->stream, ELEMENT_FLOAT32, z.dup, dy, p->weights[DOWN], z.rows, z.inner,
+    device->linear_input_gradient(context->stream, ELEMENT_FLOAT32, z.dup, dy, p->weights[DOWN], z.rows, z.inner, WIDTH,
                                   WIDTH);
     device->gelu_gradient(context->stream, ELEMENT_FLOAT32, z.dup, z.dup, z.up, z.rows * z.inner);
     float *whole = is_shared(c) ? z.x : z.dx;
     device->linear_input_gradient(context->stream, ELEMENT_FLOAT32, whole, z.dup, p->weights[UP], z.rows, WIDTH,
-                                  z.inner);
+                                  z.inner, z.inner);
     context_tensor_sum(context, ELEMENT_FLOAT32, z.dx, whole, z.rows, WIDTH);
     const float *straight = p->out_gradient[z.out];
     float *dx = p->in_gradient[0];
@@ -289,7 +289,7 @@ static void mix_backward_input(const struct layer *layer, const struct context *
         }
     whole = is_shared(c) ? z.m : z.dm;
     device->linear_input_gradient(context->stream, ELEMENT_FLOAT32, whole, z.dcross, p->weights[ACROSS], z.groups,
-                                  FOLD * WIDTH, z.inner);
+                                  FOLD * WIDTH, z.inner, z.inner);
     context_tensor_sum(context, ELEMENT_FLOAT32, z.dm, whole, z.groups, FOLD * WIDTH);
     const float *pass = p->pass_gradient[1];
     float *dm = p->in_gradient[1];
@@ -304,15 +304,15 @@ static void mix_backward_weight(const struct layer *layer, const struct context 
     const struct mix z = lay_mix(layer, &context->circumstances, p->sequences, &kept, &pending, &pending, &work);
     const float *dy = context_tensor_gather(context, ELEMENT_FLOAT32, p->out_gradient[z.out], z.y, z.rows, WIDTH);
     device->linear_weight_gradient(context->stream, ELEMENT_FLOAT32, p->gradients[DOWN], NULL, dy, z.active, z.rows,
-                                   z.inner, WIDTH, p->accumulate);
+                                   z.inner, WIDTH, WIDTH, p->accumulate);
     const float *x = context_tensor_gather(context, ELEMENT_FLOAT32, p->in[0], z.x, z.rows, WIDTH);
     device->linear_weight_gradient(context->stream, ELEMENT_FLOAT32, p->gradients[UP], p->gradients[BIAS], z.dup, x,
-                                   z.rows, WIDTH, z.inner, p->accumulate);
+                                   z.rows, WIDTH, z.inner, z.inner, p->accumulate);
     if (!reads_memory(layer))
         return;
     const float *m = context_tensor_gather(context, ELEMENT_FLOAT32, p->in[1], z.m, z.groups, FOLD * WIDTH);
     device->linear_weight_gradient(context->stream, ELEMENT_FLOAT32, p->gradients[ACROSS], NULL, z.dcross, m, z.groups,
-                                   FOLD * WIDTH, z.inner, p->accumulate);
+                                   FOLD * WIDTH, z.inner, z.inner, p->accumulate);
 }
 
 /* Fold: the rows of a group beside each other make one of the memory, m = x + x^2. Row by row they lie alike; only the
@@ -476,14 +476,14 @@ static void cross_entropy(const struct context *context, const struct passage *p
     const struct share words = words_of(&context->circumstances);
     const float *x = context_tensor_gather(context, ELEMENT_FLOAT32, p->in[0], z->whole, z->rows, WIDTH);
     device->linear(context->stream, ELEMENT_FLOAT32, z->logits, NULL, x, p->weights[0], NULL, z->rows, WIDTH,
-                   words.count);
+                   words.count, words.count);
     device->cross_entropy_statistics(context->stream, ELEMENT_FLOAT32,
                                      z->statistics + context->tensor->rank * z->rows * 3, z->logits, p->fields[0],
-                                     z->rows, words.first, words.count);
+                                     z->rows, words.first, words.count, words.count);
     context_tensor_collect(context, z->statistics, z->rows * 3);
     device->cross_entropy(context->stream, ELEMENT_FLOAT32, losses, context->training ? z->logits : NULL, z->logits,
-                          p->fields[0], z->statistics, z->rows, words.first, words.count, context->tensor->size,
-                          context->loss_scale);
+                          p->fields[0], z->statistics, z->rows, words.first, words.count, words.count,
+                          context->tensor->size, context->loss_scale);
     context_progress(context);
 }
 
@@ -513,7 +513,7 @@ static void head_backward_input(const struct layer *layer, const struct context 
         cross_entropy(context, p, &z, z.losses);
     float *whole = is_shared(c) ? z.partial : p->in_gradient[0];
     context->device->linear_input_gradient(context->stream, ELEMENT_FLOAT32, whole, z.logits, p->weights[0], z.rows,
-                                           WIDTH, words_of(c).count);
+                                           WIDTH, words_of(c).count, words_of(c).count);
     context_tensor_sum(context, ELEMENT_FLOAT32, p->in_gradient[0], whole, z.rows, WIDTH);
 }
 
@@ -521,9 +521,10 @@ static void head_backward_weight(const struct layer *layer, const struct context
 {
     (void)layer;
     const struct head z = backward_head(context, p);
+    const int64_t words = words_of(&context->circumstances).count;
     const float *x = context_tensor_gather(context, ELEMENT_FLOAT32, p->in[0], z.whole, z.rows, WIDTH);
     context->device->linear_weight_gradient(context->stream, ELEMENT_FLOAT32, p->gradients[0], NULL, z.logits, x,
-                                            z.rows, WIDTH, words_of(&context->circumstances).count, p->accumulate);
+                                            z.rows, WIDTH, words, words, p->accumulate);
 }
 
 static const struct layer_kind source_kind = {

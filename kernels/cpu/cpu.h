@@ -44,11 +44,11 @@ void cpu_matmul_open(void);
 bool cpu_matmul_choose(bool instructions);
 
 void cpu_linear(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
-                const float *bias, int64_t rows, int64_t in, int64_t out);
+                const float *bias, int64_t rows, int64_t in, int64_t out, int64_t pitch);
 void cpu_linear_input_gradient(struct stream *stream, enum element element, void *dx, const void *dy, const void *w,
-                               int64_t rows, int64_t in, int64_t out);
+                               int64_t rows, int64_t in, int64_t out, int64_t pitch);
 void cpu_linear_weight_gradient(struct stream *stream, enum element element, float *dw, float *dbias, const void *dy,
-                                const void *x, int64_t rows, int64_t in, int64_t out, bool accumulate);
+                                const void *x, int64_t rows, int64_t in, int64_t out, int64_t pitch, bool accumulate);
 
 /* cpu_elementwise.c */
 void cpu_convert(struct stream *stream, enum element element, void *to, const float *from, int64_t count);
@@ -58,7 +58,7 @@ void cpu_gelu(struct stream *stream, enum element element, void *y, const void *
 void cpu_gelu_gradient(struct stream *stream, enum element element, void *dx, const void *dy, const void *x,
                        int64_t count);
 void cpu_column_sums(struct stream *stream, enum element element, float *db, const void *dy, int64_t rows,
-                     int64_t width, bool accumulate);
+                     int64_t width, int64_t pitch, bool accumulate);
 
 /* cpu_norm.c */
 void cpu_norm(struct stream *stream, enum element element, void *y, float *mean, float *rstd, const void *x,
@@ -89,10 +89,10 @@ void cpu_position_gradient(struct stream *stream, enum element element, float *d
 
 /* cpu_cross_entropy.c */
 void cpu_cross_entropy_statistics(struct stream *stream, enum element element, float *statistics, const void *logits,
-                                  const int32_t *targets, int64_t rows, int64_t first, int64_t count);
+                                  const int32_t *targets, int64_t rows, int64_t first, int64_t count, int64_t pitch);
 void cpu_cross_entropy(struct stream *stream, enum element element, float *losses, void *gradient, const void *logits,
                        const int32_t *targets, const float *statistics, int64_t rows, int64_t first, int64_t count,
-                       int parts, double scale);
+                       int64_t pitch, int parts, double scale);
 
 /* cpu_optimizer.c */
 void cpu_squares(struct stream *stream, enum element element, double *blocks, const void *x, int64_t count);

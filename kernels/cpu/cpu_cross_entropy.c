@@ -44,10 +44,11 @@ VECTOR_FUNCTION float sum_of_exp(enum element element, const void *x, int64_t at
 }
 
 VECTOR_FUNCTION void statistics_rows(enum element element, float *statistics, const void *logits,
-                                     const int32_t *targets, struct share own, int64_t first, int64_t count)
+                                     const int32_t *targets, struct share own, int64_t first, int64_t count,
+                                     int64_t pitch)
 {
     for (int64_t row = own.begin; row < own.end; row++) {
-        const int64_t at = row * count, target = targets[row] - first;
+        const int64_t at = row * pitch, target = targets[row] - first;
         float *to = statistics + row * STATISTICS;
         to[LARGEST] = largest_of(element, logits, at, count);
         to[SUM] = sum_of_exp(element, logits, at, to[LARGEST], count);
@@ -56,11 +57,11 @@ VECTOR_FUNCTION void statistics_rows(enum element element, float *statistics, co
 }
 
 void cpu_cross_entropy_statistics(struct stream *stream, enum element element, float *statistics, const void *logits,
-                                  const int32_t *targets, int64_t rows, int64_t first, int64_t count)
+                                  const int32_t *targets, int64_t rows, int64_t first, int64_t count, int64_t pitch)
 {
     (void)stream;
 #pragma omp parallel if (rows * count >= CPU_PARALLEL_FROM)
-    FOR_ELEMENT(element, statistics_rows, statistics, logits, targets, cpu_share(rows, 1), first, count);
+    FOR_ELEMENT(element, statistics_rows, statistics, logits, targets, cpu_share(rows, 1), first, count, pitch);
 }
 
 /* The statistics of a row over all parts [parts][rows][3]. */
@@ -102,23 +103,23 @@ VECTOR_FUNCTION void gradient_row(enum element element, void *gradient, const vo
 
 VECTOR_FUNCTION void cross_entropy_rows(enum element element, float *losses, void *gradient, const void *logits,
                                         const int32_t *targets, const float *statistics, struct share own, int64_t rows,
-                                        int64_t first, int64_t count, int parts, double scale)
+                                        int64_t first, int64_t count, int64_t pitch, int parts, double scale)
 {
     for (int64_t row = own.begin; row < own.end; row++) {
         float joined[STATISTICS];
         join_statistics(joined, statistics, row, rows, parts);
         losses[row] = logf(joined[SUM]) + (joined[LARGEST] - joined[TARGET]);
         if (gradient != NULL)
-            gradient_row(element, gradient, logits, row * count, count, targets[row] - first, joined, scale);
+            gradient_row(element, gradient, logits, row * pitch, count, targets[row] - first, joined, scale);
     }
 }
 
 void cpu_cross_entropy(struct stream *stream, enum element element, float *losses, void *gradient, const void *logits,
                        const int32_t *targets, const float *statistics, int64_t rows, int64_t first, int64_t count,
-                       int parts, double scale)
+                       int64_t pitch, int parts, double scale)
 {
     (void)stream;
 #pragma omp parallel if (rows * count >= CPU_PARALLEL_FROM)
     FOR_ELEMENT(element, cross_entropy_rows, losses, gradient, logits, targets, statistics, cpu_share(rows, 1), rows,
-                first, count, parts, scale);
+                first, count, pitch, parts, scale);
 }

@@ -68,7 +68,7 @@ void cpu_gelu_gradient(struct stream *stream, enum element element, void *dx, co
 }
 
 /* The sums of the columns of `own`, rows added in their order. */
-VECTOR_FUNCTION void sum_columns(enum element element, float *db, const void *dy, int64_t rows, int64_t width,
+VECTOR_FUNCTION void sum_columns(enum element element, float *db, const void *dy, int64_t rows, int64_t pitch,
                                  struct share own, bool accumulate)
 {
     enum {
@@ -80,7 +80,7 @@ VECTOR_FUNCTION void sum_columns(enum element element, float *db, const void *dy
         for (int64_t row = 0; row < rows; row++)
 #pragma GCC unroll 8
             for (int i = 0; i < PANEL; i++)
-                sums[i] += vload_as(element, dy, row * width + column + i * LANES);
+                sums[i] += vload_as(element, dy, row * pitch + column + i * LANES);
         for (int i = 0; i < PANEL; i++) {
             float *to = db + column + i * LANES;
             vstore(to, accumulate ? vload(to) + sums[i] : sums[i]);
@@ -90,16 +90,16 @@ VECTOR_FUNCTION void sum_columns(enum element element, float *db, const void *dy
         const int64_t left = own.end - column;
         vfloat sum = {0};
         for (int64_t row = 0; row < rows; row++)
-            sum += vload_next_as(element, dy, row * width + column, left, 0.0f);
+            sum += vload_next_as(element, dy, row * pitch + column, left, 0.0f);
         vstore_next(db + column, left, accumulate ? vload_next(db + column, left, 0.0f) + sum : sum);
     }
 }
 
 /* Every thread has columns of its own, so the number of threads does not matter to the result. */
 void cpu_column_sums(struct stream *stream, enum element element, float *db, const void *dy, int64_t rows,
-                     int64_t width, bool accumulate)
+                     int64_t width, int64_t pitch, bool accumulate)
 {
     (void)stream;
 #pragma omp parallel if (rows * width >= CPU_PARALLEL_FROM)
-    FOR_ELEMENT(element, sum_columns, db, dy, rows, width, cpu_share(width, LANES), accumulate);
+    FOR_ELEMENT(element, sum_columns, db, dy, rows, pitch, cpu_share(width, LANES), accumulate);
 }

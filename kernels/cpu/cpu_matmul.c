@@ -51,11 +51,11 @@ struct rectangle cpu_own_rectangle(int64_t m, int64_t n)
                               cpu_part(n, COLUMNS, thread % best, best), thread % best == 0};
 }
 
-static void check_sizes(int64_t rows, int64_t in, int64_t out)
+static void check_sizes(int64_t rows, int64_t in, int64_t pitch)
 {
-    if (rows > INT_MAX || in > INT_MAX || out > INT_MAX)
+    if (rows > INT_MAX || in > INT_MAX || pitch > INT_MAX)
         fatal("a matmul of %lld x %lld x %lld is beyond the libraries' 32-bit sizes", (long long)rows, (long long)in,
-              (long long)out);
+              (long long)pitch);
 }
 
 /* Zeros where there is nothing to sum over, which the libraries do not agree on. */
@@ -75,11 +75,11 @@ static void multiply_or_clear(const struct product *p, struct rectangle part)
 }
 
 /* Bias and activation of a rectangle that the same thread has just written. */
-static void finish(float *y, float *activated, const float *bias, struct rectangle part, int64_t out)
+static void finish(float *y, float *activated, const float *bias, struct rectangle part, int64_t pitch)
 {
     for (int64_t row = part.rows.begin; row < part.rows.end; row++)
         for (int64_t i = part.columns.begin; i < part.columns.end; i += LANES) {
-            const int64_t left = part.columns.end - i, at = row * out + i;
+            const int64_t left = part.columns.end - i, at = row * pitch + i;
             vfloat sum = vload_next(y + at, left, 0.0f);
             if (bias != NULL) {
                 sum += vload_next(bias + i, left, 0.0f);
@@ -102,9 +102,9 @@ static void multiply_bf16(struct stream *stream, const struct product *p)
 }
 
 void cpu_linear(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
-                const float *bias, int64_t rows, int64_t in, int64_t out)
+                const float *bias, int64_t rows, int64_t in, int64_t out, int64_t pitch)
 {
-    check_sizes(rows, in, out);
+    check_sizes(rows, in, pitch);
     const struct product p = {.transpose_b = true,
                               .m = rows,
                               .n = out,
@@ -114,7 +114,7 @@ void cpu_linear(struct stream *stream, enum element element, void *y, void *acti
                               .b = w,
                               .b_row = in,
                               .c = y,
-                              .c_row = out,
+                              .c_row = pitch,
                               .result = element,
                               .bias = bias,
                               .activated = activated};
@@ -127,19 +127,19 @@ void cpu_linear(struct stream *stream, enum element element, void *y, void *acti
         const struct rectangle part = cpu_own_rectangle(rows, out);
         multiply_or_clear(&p, part);
         if (bias != NULL || activated != NULL)
-            finish(y, activated, bias, part, out);
+            finish(y, activated, bias, part, pitch);
     }
 }
 
 void cpu_linear_input_gradient(struct stream *stream, enum element element, void *dx, const void *dy, const void *w,
-                               int64_t rows, int64_t in, int64_t out)
+                               int64_t rows, int64_t in, int64_t out, int64_t pitch)
 {
-    check_sizes(rows, in, out);
+    check_sizes(rows, in, pitch);
     const struct product p = {.m = rows,
                               .n = in,
                               .k = out,
                               .a = dy,
-                              .a_row = out,
+                              .a_row = pitch,
                               .b = w,
                               .b_row = in,
                               .c = dx,
@@ -157,7 +157,7 @@ void cpu_linear_input_gradient(struct stream *stream, enum element element, void
 #define PANEL 96
 
 /* panel [rows, PANEL] = columns of dy, the last ones perhaps missing; dbias (+)= their sums, unless NULL. */
-static void copy_panel(float *panel, float *dbias, const float *dy, int64_t rows, int64_t out, int64_t columns,
+static void copy_panel(float *panel, float *dbias, const float *dy, int64_t rows, int64_t pitch, int64_t columns,
                        bool accumulate)
 {
     enum {
@@ -168,7 +168,7 @@ static void copy_panel(float *panel, float *dbias, const float *dy, int64_t rows
 #pragma GCC unroll 24
         for (int i = 0; i < VECTORS; i++) {
             const int64_t left = columns - i * LANES;
-            const vfloat x = left > 0 ? vload_next(dy + row * out + i * LANES, left, 0.0f) : vset(0.0f);
+            const vfloat x = left > 0 ? vload_next(dy + row * pitch + i * LANES, left, 0.0f) : vset(0.0f);
             vstore(panel + row * PANEL + i * LANES, x);
             sums[i] += x;
         }
@@ -182,7 +182,7 @@ static void copy_panel(float *panel, float *dbias, const float *dy, int64_t rows
 /* The libraries are slow to gather columns of a matrix whose rows are far apart in memory: a panel of columns is copied
  * first, which reads dy once for both results. */
 static void weight_gradient(struct stream *stream, float *dw, float *dbias, const float *dy, const float *x,
-                            int64_t rows, int64_t in, int64_t out, bool accumulate)
+                            int64_t rows, int64_t in, int64_t out, int64_t pitch, bool accumulate)
 {
     float *panels = cpu_scratch(stream, omp_get_max_threads() * rows * PANEL);
 #pragma omp parallel
@@ -191,7 +191,8 @@ static void weight_gradient(struct stream *stream, float *dw, float *dbias, cons
         float *panel = panels + omp_get_thread_num() * rows * PANEL;
         for (int64_t at = part.rows.begin; at < part.rows.end; at += PANEL) {
             const int64_t columns = part.rows.end - at < PANEL ? part.rows.end - at : PANEL;
-            copy_panel(panel, part.first && dbias != NULL ? dbias + at : NULL, dy + at, rows, out, columns, accumulate);
+            copy_panel(panel, part.first && dbias != NULL ? dbias + at : NULL, dy + at, rows, pitch, columns,
+                       accumulate);
             const struct product p = {.transpose_a = true,
                                       .accumulate = accumulate,
                                       .m = columns,
@@ -209,11 +210,11 @@ static void weight_gradient(struct stream *stream, float *dw, float *dbias, cons
 }
 
 void cpu_linear_weight_gradient(struct stream *stream, enum element element, float *dw, float *dbias, const void *dy,
-                                const void *x, int64_t rows, int64_t in, int64_t out, bool accumulate)
+                                const void *x, int64_t rows, int64_t in, int64_t out, int64_t pitch, bool accumulate)
 {
-    check_sizes(rows, in, out);
+    check_sizes(rows, in, pitch);
     if (element == ELEMENT_FLOAT32) {
-        weight_gradient(stream, dw, dbias, dy, x, rows, in, out, accumulate);
+        weight_gradient(stream, dw, dbias, dy, x, rows, in, out, pitch, accumulate);
         return;
     }
     const struct product p = {.transpose_a = true,
@@ -222,7 +223,7 @@ void cpu_linear_weight_gradient(struct stream *stream, enum element element, flo
                               .n = in,
                               .k = rows,
                               .a = dy,
-                              .a_row = out,
+                              .a_row = pitch,
                               .b = x,
                               .b_row = in,
                               .c = dw,

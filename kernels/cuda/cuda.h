@@ -41,11 +41,11 @@ bool cuda_tf32(void);
 
 /* cuda_matmul.c */
 void cuda_linear(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
-                 const float *bias, int64_t rows, int64_t in, int64_t out);
+                 const float *bias, int64_t rows, int64_t in, int64_t out, int64_t pitch);
 void cuda_linear_input_gradient(struct stream *stream, enum element element, void *dx, const void *dy, const void *w,
-                                int64_t rows, int64_t in, int64_t out);
+                                int64_t rows, int64_t in, int64_t out, int64_t pitch);
 void cuda_linear_weight_gradient(struct stream *stream, enum element element, float *dw, float *dbias, const void *dy,
-                                 const void *x, int64_t rows, int64_t in, int64_t out, bool accumulate);
+                                 const void *x, int64_t rows, int64_t in, int64_t out, int64_t pitch, bool accumulate);
 
 /* cuda_elementwise.cu */
 void cuda_convert(struct stream *stream, enum element element, void *to, const float *from, int64_t count);
@@ -55,15 +55,20 @@ void cuda_gelu(struct stream *stream, enum element element, void *y, const void 
 void cuda_gelu_gradient(struct stream *stream, enum element element, void *dx, const void *dy, const void *x,
                         int64_t count);
 void cuda_column_sums(struct stream *stream, enum element element, float *db, const void *dy, int64_t rows,
-                      int64_t width, bool accumulate);
+                      int64_t width, int64_t pitch, bool accumulate);
 
-/* Each row of y [rows, width] = bias, or zeros where it is NULL. */
-void cuda_repeat(struct stream *stream, enum element element, void *y, const float *bias, int64_t rows, int64_t width);
+/* Each row of y [rows, width] = bias, or zeros where it is NULL; rows begin `pitch` elements after one another. */
+void cuda_repeat(struct stream *stream, enum element element, void *y, const float *bias, int64_t rows, int64_t width,
+                 int64_t pitch);
 
-/* to[i] (+)= the sum of from[part][i] over `parts` parts, which lie `stride` elements apart, for i < width. The order
- * of the sum follows from `parts`. */
-void cuda_join_sums(struct stream *stream, float *to, const float *from, int64_t parts, int64_t stride, int64_t width,
-                    bool accumulate);
+/* The columns first ... out-1 of y = x w^T (+ bias unless NULL), as of `linear`; they are few. */
+void cuda_linear_columns(struct stream *stream, enum element element, void *y, const void *x, const void *w,
+                         const float *bias, int64_t rows, int64_t in, int64_t first, int64_t out, int64_t pitch);
+
+/* to[i] (+)= the sum of from[part][i] over `parts` parts, which lie `stride` elements apart, for i < width, and unless
+ * it is NULL second[i] (+)= that of from[part][width + i]. The order of the sum follows from `parts`. */
+void cuda_join_sums(struct stream *stream, float *to, float *second, const float *from, int64_t parts, int64_t stride,
+                    int64_t width, bool accumulate);
 
 /* cuda_norm.cu */
 void cuda_norm(struct stream *stream, enum element element, void *y, float *mean, float *rstd, const void *x,
@@ -94,10 +99,10 @@ void cuda_position_gradient(struct stream *stream, enum element element, float *
 
 /* cuda_cross_entropy.cu */
 void cuda_cross_entropy_statistics(struct stream *stream, enum element element, float *statistics, const void *logits,
-                                   const int32_t *targets, int64_t rows, int64_t first, int64_t count);
+                                   const int32_t *targets, int64_t rows, int64_t first, int64_t count, int64_t pitch);
 void cuda_cross_entropy(struct stream *stream, enum element element, float *losses, void *gradient, const void *logits,
                         const int32_t *targets, const float *statistics, int64_t rows, int64_t first, int64_t count,
-                        int parts, double scale);
+                        int64_t pitch, int parts, double scale);
 
 /* cuda_optimizer.cu */
 void cuda_squares(struct stream *stream, enum element element, double *blocks, const void *x, int64_t count);

@@ -4,7 +4,9 @@
 enum {
     THREADS = 128,
     WARPS = THREADS / 32,
-    SCANS = 4 /* tokens that a thread looks at together */
+    SCANS = 16,            /* tokens that a thread looks at together */
+    WORDS = SCANS * WARPS, /* of bits, that tell which of them are sought: two for each lane of a warp */
+    TOGETHER = 8           /* rows that are on their way at once */
 };
 
 template <typename T> static dim3 grid_of(int64_t rows, int64_t width)
@@ -64,6 +66,38 @@ __device__ static bool seen_before(const int32_t *tokens, int64_t row, int32_t t
     return false;
 }
 
+/* list = the rows from `base` on, SCANS * THREADS at most, that have the token, in their order; returns how many.
+ * `bits`: WORDS words and one more. */
+__device__ static int list_rows(int32_t *list, unsigned *bits, const int32_t *tokens, int64_t base, int64_t rows,
+                                int32_t token)
+{
+    const int lane = (int)threadIdx.x % 32;
+#pragma unroll
+    for (int scan = 0; scan < SCANS; scan++) {
+        const int64_t at = base + scan * THREADS + threadIdx.x;
+        const unsigned found = __ballot_sync(ALL_LANES, at < rows && tokens[at] == token);
+        if (lane == 0)
+            bits[scan * WARPS + threadIdx.x / 32] = found;
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) { /* a lane lists the rows of two words behind those of the lanes before it */
+        const int own = __popc(bits[2 * lane]) + __popc(bits[2 * lane + 1]);
+        int end = own;
+        for (int offset = 1; offset < 32; offset *= 2) {
+            const int before = __shfl_up_sync(ALL_LANES, end, offset);
+            end += lane >= offset ? before : 0;
+        }
+        int at = end - own;
+        for (int word = 2 * lane; word < 2 * lane + 2; word++)
+            for (unsigned left = bits[word]; left != 0; left &= left - 1)
+                list[at++] = 32 * word + __ffs((int)left) - 1;
+        if (lane == 31)
+            bits[WORDS] = (unsigned)end;
+    }
+    __syncthreads();
+    return (int)bits[WORDS];
+}
+
 /* The block of a token's first row adds all rows with that token to the token's entry; the other blocks have nothing to
  * do, and find so soon for frequent tokens. */
 template <typename T>
@@ -71,30 +105,34 @@ __global__ void __launch_bounds__(THREADS)
     embedding_gradient(float *dtable, const T *dy, const int32_t *tokens, int64_t rows, int64_t width, int64_t first,
                        int64_t count, bool wide)
 {
-    __shared__ unsigned found[SCANS * WARPS]; /* bit by bit, whether rows have the token */
+    static_assert(WORDS == 64, "two words for each lane");
+    __shared__ unsigned bits[WORDS + 1];
+    __shared__ int32_t list[SCANS * THREADS];
     const int32_t token = tokens[blockIdx.x];
     const int64_t entry = token - first, column = first_column<T>(), left = width - column;
     if (entry < 0 || entry >= count || seen_before(tokens, blockIdx.x, token))
         return;
-    float sum[PACK<T>], more[PACK<T>];
+    float sum[PACK<T>];
     float *to = dtable + entry * width + column;
     load(sum, to, left, wide);
     for (int64_t base = blockIdx.x; base < rows; base += SCANS * THREADS) {
-        __syncthreads();
-        for (int scan = 0; scan < SCANS; scan++) {
-            const int64_t at = base + scan * THREADS + threadIdx.x;
-            const unsigned bits = __ballot_sync(ALL_LANES, at < rows && tokens[at] == token);
-            if (threadIdx.x % 32 == 0)
-                found[scan * WARPS + threadIdx.x / 32] = bits;
+        const int found = list_rows(list, bits, tokens, base, rows, token);
+        for (int at = 0; at < found; at += TOGETHER) {
+            uint4 packs[TOGETHER];
+#pragma unroll
+            for (int i = 0; i < TOGETHER; i++)
+                if (at + i < found)
+                    packs[i] = load_pack(dy + (base + list[at + i]) * width + column, left, wide);
+#pragma unroll
+            for (int i = 0; i < TOGETHER; i++)
+                if (at + i < found) {
+                    float more[PACK<T>];
+                    widen_pack(more, packs[i], dy);
+                    for (int j = 0; j < PACK<T>; j++)
+                        sum[j] += more[j];
+                }
         }
         __syncthreads();
-        for (int word = 0; word < SCANS * WARPS; word++)
-            for (unsigned bits = found[word]; bits != 0; bits &= bits - 1) {
-                const int64_t row = base + 32 * word + __ffs((int)bits) - 1;
-                load(more, dy + row * width + column, left, wide);
-                for (int i = 0; i < PACK<T>; i++)
-                    sum[i] += more[i];
-            }
     }
     store(to, sum, left, wide);
 }

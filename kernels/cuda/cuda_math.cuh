@@ -139,6 +139,31 @@ template <int N, typename T> __device__ inline void store(T *to, const float (&f
     }
 }
 
+/* The numbers of a pack as it lies in memory; the pointer tells the type of element. */
+template <typename T> __device__ inline void widen_pack(float (&to)[PACK<T>], uint4 words, const T *type)
+{
+    constexpr int EACH = 4 / (int)sizeof(T);
+    widen_word(to, type, words.x);
+    widen_word(to + EACH, type, words.y);
+    widen_word(to + 2 * EACH, type, words.z);
+    widen_word(to + 3 * EACH, type, words.w);
+}
+
+/* The pack at `from`, of which `left` elements exist; the others are 0. */
+template <typename T> __device__ inline uint4 load_pack(const T *from, int64_t left, bool wide, float fill = 0.0f)
+{
+    if (wide && left >= PACK<T>)
+        return *reinterpret_cast<const uint4 *>(from);
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        float numbers[4 / sizeof(T)];
+        load(numbers, from + i * (4 / (int)sizeof(T)), left - i * (4 / (int)sizeof(T)), false);
+        words[i] = narrow_word(numbers, from);
+    }
+    return make_uint4(words[0], words[1], words[2], words[3]);
+}
+
 /* The sum over the block's threads, the same for all of them. `shared`: 32 numbers of the block's own; the sum before
  * may have used them. */
 template <typename N> __device__ inline N block_sum(N x, N *shared)

@@ -2,8 +2,9 @@
  * y^T = w x^T with the same memory.
  *
  * How a product is done is asked of the library once for each shape and kept. Sums that are split over blocks are
- * allowed only where the parts are kept in float32 and added in a pass of their own. The library's GELU is not used: it
- * takes y before it is rounded, and the same numbers could not be had again from y alone. */
+ * allowed only where the parts are kept in float32 and added in a pass of their own; where a bias or what is there is
+ * added to a bfloat16 result not at all, as that pass rounds the sum before it adds them. The library's GELU is not
+ * used: it takes y before it is rounded, and the same numbers could not be had again from y alone. */
 #include <stdio.h>
 #include <string.h>
 
@@ -17,14 +18,14 @@ struct product {
     int64_t m, n, k;
     const void *a, *b;
     void *d;
-    int64_t a_row, b_row; /* elements between rows */
+    int64_t a_row, b_row, d_row; /* elements between the starts of rows */
     enum element element, result;
     const void *bias; /* [m] of the type `result`, or NULL */
 };
 
 /* What a way to do it depends on; the padding is zero, so that keys can be compared as bytes. */
 struct key {
-    int64_t m, n, k, a_row, b_row;
+    int64_t m, n, k, a_row, b_row, d_row;
     int alignment[4]; /* of a, b, d and bias: up to 16 bytes */
     int flags;
     int padding;
@@ -63,6 +64,7 @@ static struct key key_of(const struct product *p)
         .k = p->k,
         .a_row = p->a_row,
         .b_row = p->b_row,
+        .d_row = p->d_row,
         .alignment = {alignment_of(p->a), alignment_of(p->b), alignment_of(p->d), alignment_of(p->bias)},
         .flags = p->transpose_a | p->transpose_b << 1 | p->accumulate << 2 | (p->bias != NULL) << 3 |
                  (int)p->element << 4 | (int)p->result << 5 | cuda_tf32() << 6};
@@ -125,13 +127,15 @@ static void describe(struct way *way, const struct product *p)
     }
     way->a = lay_out(p->element, p->transpose_a, p->m, p->k, p->a_row);
     way->b = lay_out(p->element, p->transpose_b, p->k, p->n, p->b_row);
-    way->d = lay_out(p->result, false, p->m, p->n, p->m);
+    way->d = lay_out(p->result, false, p->m, p->n, p->d_row);
 }
 
 static void choose(struct way *way, const struct product *p)
 {
     const uint64_t workspace = CUDA_WORKSPACE;
-    const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    const uint32_t schemes = (p->bias != NULL || p->accumulate) && p->result == ELEMENT_BFLOAT16
+                                 ? CUBLASLT_REDUCTION_SCHEME_NONE
+                                 : CUBLASLT_REDUCTION_SCHEME_NONE | CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES};
@@ -200,14 +204,29 @@ static const void *bias_as(struct stream *stream, enum element element, const fl
     return rounded;
 }
 
-void cuda_linear(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
-                 const float *bias, int64_t rows, int64_t in, int64_t out)
+/* The library is many times slower where a matrix has an odd number of columns, even with rows that are aligned to 16
+ * bytes. So columns of y and dy that fill no 16 bytes are a product of their own. Returns how many of `out` columns
+ * those from `first` on are that are taken together. */
+static int64_t columns_from(enum element element, int64_t first, int64_t in, int64_t out, int64_t pitch)
 {
+    const int64_t pack = 16 / (int64_t)element_bytes(element), whole = out - out % pack;
+    return in % pack == 0 && pitch % pack == 0 && first < whole ? whole - first : out - first;
+}
+
+static const void *column_at(enum element element, const void *matrix, int64_t column)
+{
+    return matrix == NULL ? NULL : (const char *)matrix + column * (int64_t)element_bytes(element);
+}
+
+void cuda_linear(struct stream *stream, enum element element, void *y, void *activated, const void *x, const void *w,
+                 const float *bias, int64_t rows, int64_t in, int64_t out, int64_t pitch)
+{
+    const int64_t count = columns_from(element, 0, in, out, pitch);
     if (in == 0)
-        cuda_repeat(stream, element, y, bias, rows, out);
+        cuda_repeat(stream, element, y, bias, rows, out, pitch);
     else
         multiply(stream, &(struct product){.transpose_a = true,
-                                           .m = out,
+                                           .m = count,
                                            .n = rows,
                                            .k = in,
                                            .a = w,
@@ -215,49 +234,61 @@ void cuda_linear(struct stream *stream, enum element element, void *y, void *act
                                            .b = x,
                                            .b_row = in,
                                            .d = y,
+                                           .d_row = pitch,
                                            .element = element,
                                            .result = element,
-                                           .bias = bias_as(stream, element, bias, out)});
+                                           .bias = bias_as(stream, element, bias, count)});
+    if (in > 0 && count < out)
+        cuda_linear_columns(stream, element, y, x, w, bias, rows, in, count, out, pitch);
+    if (activated != NULL && pitch != out)
+        fatal("an activation of rows with gaps");
     if (activated != NULL)
         cuda_gelu(stream, element, activated, y, rows * out);
 }
 
+/* Both parts are rounded to elements before the library adds them, whatever the way. */
 void cuda_linear_input_gradient(struct stream *stream, enum element element, void *dx, const void *dy, const void *w,
-                                int64_t rows, int64_t in, int64_t out)
+                                int64_t rows, int64_t in, int64_t out, int64_t pitch)
 {
+    const int64_t most = columns_from(element, 0, in, out, pitch);
     if (out == 0)
-        cuda_repeat(stream, element, dx, NULL, rows, in);
-    else
-        multiply(stream, &(struct product){.m = in,
+        cuda_repeat(stream, element, dx, NULL, rows, in, in);
+    for (int64_t first = most < out ? most : 0, end = out; end > 0; end = first, first = 0)
+        multiply(stream, &(struct product){.accumulate = end < out,
+                                           .m = in,
                                            .n = rows,
-                                           .k = out,
-                                           .a = w,
+                                           .k = end - first,
+                                           .a = column_at(element, w, first * in),
                                            .a_row = in,
-                                           .b = dy,
-                                           .b_row = out,
+                                           .b = column_at(element, dy, first),
+                                           .b_row = pitch,
                                            .d = dx,
+                                           .d_row = in,
                                            .element = element,
                                            .result = element});
 }
 
 void cuda_linear_weight_gradient(struct stream *stream, enum element element, float *dw, float *dbias, const void *dy,
-                                 const void *x, int64_t rows, int64_t in, int64_t out, bool accumulate)
+                                 const void *x, int64_t rows, int64_t in, int64_t out, int64_t pitch, bool accumulate)
 {
-    if (rows > 0)
+    if (rows == 0 && !accumulate)
+        cuda_repeat(stream, ELEMENT_FLOAT32, dw, NULL, out, in, in);
+    for (int64_t first = 0, count; rows > 0 && first < out; first += count) {
+        count = columns_from(element, first, in, out, pitch);
         multiply(stream, &(struct product){.transpose_b = true,
                                            .accumulate = accumulate,
                                            .m = in,
-                                           .n = out,
+                                           .n = count,
                                            .k = rows,
                                            .a = x,
                                            .a_row = in,
-                                           .b = dy,
-                                           .b_row = out,
-                                           .d = dw,
+                                           .b = column_at(element, dy, first),
+                                           .b_row = pitch,
+                                           .d = dw + first * in,
+                                           .d_row = in,
                                            .element = element,
                                            .result = ELEMENT_FLOAT32});
-    else if (!accumulate)
-        cuda_repeat(stream, ELEMENT_FLOAT32, dw, NULL, out, in);
+    }
     if (dbias != NULL)
-        cuda_column_sums(stream, element, dbias, dy, rows, out, accumulate);
+        cuda_column_sums(stream, element, dbias, dy, rows, out, pitch, accumulate);
 }

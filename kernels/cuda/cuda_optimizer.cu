@@ -37,7 +37,6 @@ template <typename T> static void square_blocks(struct stream *stream, double *b
         CUDA_CHECK(cudaMemcpyAsync(blocks + block, stream->workspace, (size_t)now * sizeof(double),
                                    cudaMemcpyDeviceToHost, stream->queue));
     }
-    CUDA_CHECK(cudaStreamSynchronize(stream->queue));
 }
 
 void cuda_squares(struct stream *stream, enum element element, double *blocks, const void *x, int64_t count)

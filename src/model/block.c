@@ -223,12 +223,13 @@ static void activate(const struct context *context, const struct passage *p, con
                  p->weights[NORM1_BIAS], z->mine, z->h, epsilon);
     const void *norm1 = context_tensor_gather(context, z->element, a->norm1, w->whole1, z->all, z->h);
     device->linear(stream, z->element, a->qkv, NULL, norm1, p->weights[QKV_WEIGHT], p->weights[QKV_BIAS], z->all, z->h,
-                   3 * z->q);
+                   3 * z->q, 3 * z->q);
     context_progress(context);
     device->attention(stream, z->element, a->attended, a->logsumexp, a->qkv, &z->attention, w->attention);
     context_progress(context);
     void *whole = z->shared ? w->whole1 : a->middle;
-    device->linear(stream, z->element, whole, NULL, a->attended, p->weights[OUTPUT_WEIGHT], NULL, z->all, z->q, z->h);
+    device->linear(stream, z->element, whole, NULL, a->attended, p->weights[OUTPUT_WEIGHT], NULL, z->all, z->q, z->h,
+                   z->h);
     context_tensor_sum(context, z->element, a->middle, whole, z->all, z->h);
     device->add_residual_norm(stream, z->element, a->middle, a->norm2, a->mean2, a->rstd2, p->in[0], a->middle,
                               p->weights[OUTPUT_BIAS], p->weights[NORM2_WEIGHT], p->weights[NORM2_BIAS], z->mine, z->h,
@@ -236,7 +237,7 @@ static void activate(const struct context *context, const struct passage *p, con
     context_progress(context);
     const void *norm2 = context_tensor_gather(context, z->element, a->norm2, w->whole1, z->all, z->h);
     device->linear(stream, z->element, a->up, a->gelu, norm2, p->weights[UP_WEIGHT], p->weights[UP_BIAS], z->all, z->h,
-                   z->f);
+                   z->f, z->f);
     context_progress(context);
 }
 
@@ -250,7 +251,7 @@ static void forward(const struct layer *layer, const struct context *context, co
     activate(context, p, &z, &a, &w, model->norm_epsilon);
     void *whole = z.shared ? w.whole1 : p->out[0];
     context->device->linear(context->stream, z.element, whole, NULL, a.gelu, p->weights[DOWN_WEIGHT], NULL, z.all, z.f,
-                            z.h);
+                            z.h, z.h);
     context_tensor_sum(context, z.element, p->out[0], whole, z.all, z.h);
     context->device->add_residual(context->stream, z.element, p->out[0], a.middle, p->out[0], p->weights[DOWN_BIAS],
                                   z.mine, z.h);
@@ -295,11 +296,11 @@ static void backward_input(const struct layer *layer, const struct context *cont
     recompute(context, p, &z, &a, &w, model->norm_epsilon);
 
     const void *dy = context_tensor_gather(context, z.element, p->out_gradient[0], w.whole1, z.all, z.h);
-    device->linear_input_gradient(stream, z.element, g.up, dy, p->weights[DOWN_WEIGHT], z.all, z.f, z.h);
+    device->linear_input_gradient(stream, z.element, g.up, dy, p->weights[DOWN_WEIGHT], z.all, z.f, z.h, z.h);
     context_progress(context);
     device->gelu_gradient(stream, z.element, g.up, g.up, a.up, z.all * z.f);
     void *whole = z.shared ? w.whole1 : w.rows;
-    device->linear_input_gradient(stream, z.element, whole, g.up, p->weights[UP_WEIGHT], z.all, z.h, z.f);
+    device->linear_input_gradient(stream, z.element, whole, g.up, p->weights[UP_WEIGHT], z.all, z.h, z.f, z.f);
     context_progress(context);
     context_tensor_sum(context, z.element, w.rows, whole, z.all, z.h);
     device->norm_gradient(stream, z.element, g.middle, p->gradients[NORM2_WEIGHT], p->gradients[NORM2_BIAS], w.rows,
@@ -307,12 +308,14 @@ static void backward_input(const struct layer *layer, const struct context *cont
                           p->accumulate);
 
     const void *dmiddle = context_tensor_gather(context, z.element, g.middle, w.whole1, z.all, z.h);
-    device->linear_input_gradient(stream, z.element, w.attended, dmiddle, p->weights[OUTPUT_WEIGHT], z.all, z.q, z.h);
+    device->linear_input_gradient(stream, z.element, w.attended, dmiddle, p->weights[OUTPUT_WEIGHT], z.all, z.q, z.h,
+                                  z.h);
     context_progress(context);
     device->attention_gradient(stream, z.element, g.qkv, w.attended, a.qkv, a.attended, a.logsumexp, &z.attention,
                                w.attention);
     context_progress(context);
-    device->linear_input_gradient(stream, z.element, whole, g.qkv, p->weights[QKV_WEIGHT], z.all, z.h, 3 * z.q);
+    device->linear_input_gradient(stream, z.element, whole, g.qkv, p->weights[QKV_WEIGHT], z.all, z.h, 3 * z.q,
+                                  3 * z.q);
     context_progress(context);
     context_tensor_sum(context, z.element, w.rows, whole, z.all, z.h);
     device->norm_gradient(stream, z.element, p->in_gradient[0], p->gradients[NORM1_WEIGHT], p->gradients[NORM1_BIAS],
@@ -331,22 +334,23 @@ static void backward_weight(const struct layer *layer, const struct context *con
     const struct gradients g = lay_gradients(&z, &pending);
 
     const void *dy = context_tensor_gather(context, z.element, p->out_gradient[0], w.whole1, z.all, z.h);
-    device->linear_weight_gradient(stream, z.element, p->gradients[DOWN_WEIGHT], NULL, dy, a.gelu, z.all, z.f, z.h,
+    device->linear_weight_gradient(stream, z.element, p->gradients[DOWN_WEIGHT], NULL, dy, a.gelu, z.all, z.f, z.h, z.h,
                                    p->accumulate);
-    device->column_sums(stream, z.element, p->gradients[DOWN_BIAS], p->out_gradient[0], z.mine, z.h, p->accumulate);
+    device->column_sums(stream, z.element, p->gradients[DOWN_BIAS], p->out_gradient[0], z.mine, z.h, z.h,
+                        p->accumulate);
     context_progress(context);
     const void *norm2 = context_tensor_gather(context, z.element, a.norm2, w.whole2, z.all, z.h);
     device->linear_weight_gradient(stream, z.element, p->gradients[UP_WEIGHT], p->gradients[UP_BIAS], g.up, norm2,
-                                   z.all, z.h, z.f, p->accumulate);
+                                   z.all, z.h, z.f, z.f, p->accumulate);
     context_progress(context);
     const void *dmiddle = context_tensor_gather(context, z.element, g.middle, w.whole1, z.all, z.h);
     device->linear_weight_gradient(stream, z.element, p->gradients[OUTPUT_WEIGHT], NULL, dmiddle, a.attended, z.all,
-                                   z.q, z.h, p->accumulate);
-    device->column_sums(stream, z.element, p->gradients[OUTPUT_BIAS], g.middle, z.mine, z.h, p->accumulate);
+                                   z.q, z.h, z.h, p->accumulate);
+    device->column_sums(stream, z.element, p->gradients[OUTPUT_BIAS], g.middle, z.mine, z.h, z.h, p->accumulate);
     context_progress(context);
     const void *norm1 = context_tensor_gather(context, z.element, a.norm1, w.whole2, z.all, z.h);
     device->linear_weight_gradient(stream, z.element, p->gradients[QKV_WEIGHT], p->gradients[QKV_BIAS], g.qkv, norm1,
-                                   z.all, z.h, 3 * z.q, p->accumulate);
+                                   z.all, z.h, 3 * z.q, 3 * z.q, p->accumulate);
     context_progress(context);
 }
 

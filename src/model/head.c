@@ -32,6 +32,7 @@ static void declare(const struct layer *layer, struct declaration *out)
 struct sizes {
     int64_t h, all, mine; /* hidden; rows: all, this tensor rank's share */
     struct share words;   /* of the vocabulary */
+    int64_t pitch;        /* from one row of logits to the next */
     bool shared;          /* rows are shared out */
     bool keep_gradient;   /* the logits' gradient stays from forward to backward */
     enum element element;
@@ -39,11 +40,16 @@ struct sizes {
 
 static struct sizes sizes_of(const struct gpt2 *model, const struct circumstances *circumstances, int64_t sequences)
 {
+    enum {
+        LINE = 64
+    }; /* elements: rows of logits begin at multiples of 128 bytes */
     int64_t rows = sequences * model->sequence;
+    struct share words = share_of(model->vocabulary, circumstances->tensor, circumstances->t);
     return (struct sizes){.h = model->hidden,
                           .all = rows,
                           .mine = context_rows(circumstances, rows).count,
-                          .words = share_of(model->vocabulary, circumstances->tensor, circumstances->t),
+                          .words = words,
+                          .pitch = (words.count + LINE - 1) / LINE * LINE,
                           .shared = circumstances->sequence_parallel && circumstances->tensor > 1,
                           .keep_gradient = circumstances->live <= 1,
                           .element = model->element};
@@ -52,7 +58,7 @@ static struct sizes sizes_of(const struct gpt2 *model, const struct circumstance
 struct buffers {
     float *mean, *rstd; /* [S] */
     void *norm;         /* [S, h] */
-    void *logits;       /* [R, words], then their gradient */
+    void *logits;       /* [R, words] with a pitch, then their gradient */
     float *losses;      /* [R]: where they are computed again, to be thrown away */
     float *statistics;  /* [T, R, 3] */
     void *whole;        /* [R, h]: gathered rows, or rows before a scattering sum; NULL unless shared */
@@ -68,7 +74,7 @@ static struct buffers lay_buffers(const struct sizes *z, const struct circumstan
     b.mean = carve_floats(norm, z->mine);
     b.rstd = carve_floats(norm, z->mine);
     b.norm = carve_elements(norm, z->element, z->mine * z->h);
-    b.logits = carve_elements(z->keep_gradient ? kept : pending, z->element, z->all * z->words.count);
+    b.logits = carve_elements(z->keep_gradient ? kept : pending, z->element, z->all * z->pitch);
     b.losses = carve_floats(workspace, z->all);
     b.statistics = carve_floats(workspace, circumstances->tensor * z->all * 3);
     if (z->shared)
@@ -122,14 +128,14 @@ static void cross_entropy(const struct context *context, const struct passage *p
     struct communicator *tensor = context->tensor;
     const void *norm = context_tensor_gather(context, z->element, b->norm, b->whole, z->all, z->h);
     device->linear(context->stream, z->element, b->logits, NULL, norm, p->weights[HEAD_WEIGHT], NULL, z->all, z->h,
-                   z->words.count);
+                   z->words.count, z->pitch);
     context_progress(context);
     float *mine = b->statistics + tensor->rank * z->all * 3;
     device->cross_entropy_statistics(context->stream, z->element, mine, b->logits, p->fields[0], z->all, z->words.first,
-                                     z->words.count);
+                                     z->words.count, z->pitch);
     context_tensor_collect(context, b->statistics, z->all * 3);
     device->cross_entropy(context->stream, z->element, losses, gradient, b->logits, p->fields[0], b->statistics, z->all,
-                          z->words.first, z->words.count, tensor->size, context->loss_scale);
+                          z->words.first, z->words.count, z->pitch, tensor->size, context->loss_scale);
     context_progress(context);
 }
 
@@ -158,7 +164,7 @@ static void backward_input(const struct layer *layer, const struct context *cont
         cross_entropy(context, p, &z, &b, b.losses, b.logits);
     void *whole = z.shared ? b.whole : b.rows;
     context->device->linear_input_gradient(context->stream, z.element, whole, b.logits, p->weights[HEAD_WEIGHT], z.all,
-                                           z.h, z.words.count);
+                                           z.h, z.words.count, z.pitch);
     context_progress(context);
     context_tensor_sum(context, z.element, b.rows, whole, z.all, z.h);
     context->device->norm_gradient(context->stream, z.element, p->in_gradient[0], p->gradients[NORM_WEIGHT],
@@ -172,7 +178,7 @@ static void backward_weight(const struct layer *layer, const struct context *con
     const struct buffers b = backward_buffers(&z, context, p);
     const void *norm = context_tensor_gather(context, z.element, b.norm, b.whole, z.all, z.h);
     context->device->linear_weight_gradient(context->stream, z.element, p->gradients[HEAD_WEIGHT], NULL, b.logits, norm,
-                                            z.all, z.h, z.words.count, p->accumulate);
+                                            z.all, z.h, z.words.count, z.pitch, p->accumulate);
     context_progress(context);
 }
 

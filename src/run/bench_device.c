@@ -27,10 +27,10 @@ static void run_products(void *of)
     const struct products *p = of;
     const struct device *device = p->bench->context.device;
     struct stream *stream = p->bench->context.stream;
-    device->linear(stream, p->bench->element, p->y, NULL, p->x, p->w, NULL, p->rows, p->in, p->out);
-    device->linear_input_gradient(stream, p->bench->element, p->dx, p->y, p->w, p->rows, p->in, p->out);
+    device->linear(stream, p->bench->element, p->y, NULL, p->x, p->w, NULL, p->rows, p->in, p->out, p->out);
+    device->linear_input_gradient(stream, p->bench->element, p->dx, p->y, p->w, p->rows, p->in, p->out, p->out);
     device->linear_weight_gradient(stream, p->bench->element, p->gradient, NULL, p->y, p->x, p->rows, p->in, p->out,
-                                   false);
+                                   p->out, false);
 }
 
 /* Gflop/s of products of so many rows, of random numbers: devices multiply zeros faster. */

@@ -50,7 +50,7 @@ static void compute(void *of)
     const struct context *context = &e->bench->context;
     for (int i = 0; i < e->products; i++) {
         context->device->linear(context->stream, e->bench->element, e->y, NULL, e->x, e->w, NULL, e->width, e->width,
-                                e->width);
+                                e->width, e->width);
         grid_progress(&e->bench->grid);
     }
 }

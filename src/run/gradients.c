@@ -32,7 +32,7 @@ struct gradients {
     int64_t replicated; /* elements held that every tensor rank holds and sequence parallelism leaves partial */
     float *partial;     /* [replicated] */
     void *partial_scratch;
-    double *blocks;       /* sums of squares: [blocks of all shares] */
+    double *blocks;       /* sums of squares: [blocks of all shares], where the device copies to */
     int64_t *first_block; /* [shares + 1] of each share */
 };
 
@@ -100,6 +100,11 @@ static void create_ties(struct gradients *gradients, const struct model *model, 
     free(layers);
 }
 
+static size_t blocks_bytes(const struct gradients *gradients)
+{
+    return (size_t)gradients->first_block[gradients->parameters->count] * sizeof *gradients->blocks;
+}
+
 struct gradients *gradients_create(const struct grid *grid, const struct device *device, struct stream *stream,
                                    const struct parameters *parameters, const struct shards *shards,
                                    struct bucket_queue *queue, const struct model *model, const int *stage_of_layer,
@@ -120,7 +125,9 @@ struct gradients *gradients_create(const struct grid *grid, const struct device 
     for (int i = 0; i < parameters->count; i++)
         gradients->first_block[i + 1] =
             gradients->first_block[i] + (parameters->shares[i].count + SQUARES_BLOCK - 1) / SQUARES_BLOCK;
-    gradients->blocks = allocate((size_t)gradients->first_block[parameters->count], sizeof *gradients->blocks);
+    gradients->blocks = gradients->device->host_allocate(blocks_bytes(gradients));
+    if (!gradients->blocks)
+        fatal("out of host memory");
     create_ties(gradients, model, stage_of_layer, schedule);
     return gradients;
 }
@@ -136,7 +143,7 @@ void gradients_destroy(struct gradients *gradients)
         free(gradients->ties[i].parts);
     }
     free(gradients->ties);
-    free(gradients->blocks);
+    gradients->device->host_release(gradients->blocks, blocks_bytes(gradients));
     free(gradients->first_block);
     free(gradients);
 }
@@ -275,8 +282,7 @@ static bool is_counted(const struct gradients *gradients, const struct parameter
 static void square_blocks(struct gradients *gradients)
 {
     const struct shards *shards = gradients->shards;
-    memset(gradients->blocks, 0,
-           (size_t)gradients->first_block[gradients->parameters->count] * sizeof *gradients->blocks);
+    memset(gradients->blocks, 0, blocks_bytes(gradients));
     for (int b = 0; b < shards->bucket_count; b++) {
         const struct bucket *bucket = &shards->buckets[b];
         const int64_t own = bucket->gradient + bucket->own, own_end = own + bucket->pieces[shards->d];
@@ -293,6 +299,7 @@ static void square_blocks(struct gradients *gradients)
                                        gradients->arena + begin, end - begin);
         }
     }
+    gradients->device->stream_wait(gradients->stream);
 }
 
 void gradients_squares(struct gradients *gradients, double *squares)

@@ -29,11 +29,14 @@ struct tensor {
     const struct parameter *parameter; /* of weights and their gradients; else NULL */
 };
 
+#define BLOCKS 64 /* of numbers that are looked at together */
+
 struct replay {
     struct trainer *trainer;
     struct tensor first; /* found on this rank */
     double position;     /* of `first`, INFINITY: none was found */
     bool *spoilt;        /* [shares]: a gradient that was found already, which stays as it is: gradients add up */
+    double *squares;     /* [BLOCKS], where the device copies to */
 };
 
 /* The place in the order as a number, which is exact: it is below 2^45 for 2^20 microbatches and 2^17 layers. */
@@ -52,18 +55,16 @@ static double position_of(const struct replay *replay, const struct tensor *tens
 
 /* Whether all elements, in memory of the device, are finite; looks in bounded pieces. Squares of float32 are finite in
  * float64 where the elements are. */
-static bool is_finite(const struct context *context, enum element element, const void *elements, int64_t count)
+static bool is_finite(const struct replay *replay, enum element element, const void *elements, int64_t count)
 {
-    enum {
-        BLOCKS = 64
-    };
-    double squares[BLOCKS];
+    const struct context *context = &replay->trainer->context;
     for (int64_t done = 0; done < count; done += BLOCKS * SQUARES_BLOCK) {
         int64_t left = count - done, piece = left < BLOCKS * SQUARES_BLOCK ? left : BLOCKS * SQUARES_BLOCK;
-        context->device->squares(context->stream, element, squares,
+        context->device->squares(context->stream, element, replay->squares,
                                  (const char *)elements + done * (int64_t)element_bytes(element), piece);
+        context->device->stream_wait(context->stream);
         for (int64_t block = 0; block * SQUARES_BLOCK < piece; block++)
-            if (!isfinite(squares[block]))
+            if (!isfinite(replay->squares[block]))
                 return false;
     }
     return true;
@@ -73,7 +74,7 @@ static bool is_finite(const struct context *context, enum element element, const
 static bool check(struct replay *replay, const struct tensor *tensor, enum element element, const void *elements,
                   int64_t count)
 {
-    if (is_finite(&replay->trainer->context, element, elements, count))
+    if (is_finite(replay, element, elements, count))
         return false;
     double position = position_of(replay, tensor);
     if (position < replay->position) {
@@ -293,11 +294,13 @@ static struct err shown(const struct trainer *trainer, const double *squares, co
 void replay_step(struct trainer *trainer, double *squares, const double *losses, struct err *trouble)
 {
     const struct batch *batch = &trainer->batches[trainer->present];
+    const struct device *device = trainer->context.device;
     const long long number = (long long)trainer->step + 1;
     struct err before = shown(trainer, squares, losses);
     struct replay replay = {.trainer = trainer,
                             .position = INFINITY,
-                            .spoilt = allocate((size_t)trainer->parameters.count, sizeof *replay.spoilt)};
+                            .spoilt = allocate((size_t)trainer->parameters.count, sizeof *replay.spoilt),
+                            .squares = device->host_allocate(BLOCKS * sizeof *replay.squares)};
     struct executor_step run = {.number = number,
                                 .sequences = batch->sequences,
                                 .fields = (const int32_t *const *)batch->fields,
@@ -306,8 +309,10 @@ void replay_step(struct trainer *trainer, double *squares, const double *losses,
                                 .inspect = inspect,
                                 .of = &replay};
     struct executor_result ran;
+    if (!replay.squares)
+        fatal("out of host memory");
     /* What the failed step has left of gradients must not be taken for the replay's. */
-    trainer->context.device->zero(trainer->context.stream, trainer->gradient_arena, trainer->memory.gradients);
+    device->zero(trainer->context.stream, trainer->gradient_arena, trainer->memory.gradients);
     flight_begin(FLIGHT_REPLAY);
     executor_run(trainer->train.executor, &run, &ran);
     gradients_finish(trainer->gradients);
@@ -324,5 +329,6 @@ void replay_step(struct trainer *trainer, double *squares, const double *losses,
                 "step %lld: %.900s came out not finite, but in a replay of the step every number is finite: this "
                 "machine does not compute or transfer the same every time",
                 number, before.text);
+    device->host_release(replay.squares, BLOCKS * sizeof *replay.squares);
     free(replay.spoilt);
 }

@@ -171,7 +171,7 @@ static size_t resident_before(const struct trainer *trainer)
         return 0;
     device->zero(trainer->context.stream, memory, 3 * bytes);
     device->linear(trainer->context.stream, ELEMENT_FLOAT32, memory, NULL, memory + bytes, memory + 2 * bytes, NULL,
-                   width, width, width);
+                   width, width, width, width);
     device->stream_wait(trainer->context.stream);
     device->release(memory, 3 * bytes);
     return device->memory_taken();
