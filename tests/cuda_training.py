@@ -25,8 +25,9 @@ NAMELIST = """! small enough to be interpreted
 """
 
 # Relative differences allowed between the two kinds of devices, by tensor: of the first step's gradients, of the
-# weights behind the last step, of losses. In bf16 the two round products and weights of attention in other places, and biases,
-# which are 0 at the start, are made of whole steps of AdamW in directions that rounding decides: they are left out.
+# weights behind the last step, of losses. In bf16 the two round products and weights of attention in other places, and
+# biases, which are 0 at the start, are made of whole steps of AdamW in directions that rounding decides: they are left
+# out.
 ALLOWED = {"fp32": (1e-5, 1e-4, 1e-6), "bf16": (2e-2, 2e-3, 1e-3)}
 
 # P D T, schedule, chunks, more; each with the same D and T must have the bits of the first.
