@@ -210,6 +210,8 @@ static void passage_begin(struct passage *p, struct communicator *comm, bool blo
     const void *parts[3];
     for (int i = 0; i < 3; i++)
         parts[i] = at(&p->x, i * p->total);
+    for (int again = 0; again < 8; again++) /* leaves a transfer that does not wait for x the time to go wrong */
+        device->zero(stream, p->twice.memory, (size_t)p->twice.count * element_bytes(type));
     device->copy(stream, p->x.memory, p->source.memory, bytes);
     if (blocking && p->kind == SUM) {
         device->copy(stream, p->y.memory, p->x.memory, bytes);
