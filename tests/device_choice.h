@@ -46,4 +46,14 @@ static inline int most_threads(void)
     return cuda != NULL ? 1 : 3;
 }
 
+/* The first of them; sanitizers, under which a test takes many times as long, see most with the most threads. */
+static inline int fewest_threads(void)
+{
+#ifdef __SANITIZE_ADDRESS__
+    return most_threads();
+#else
+    return 1;
+#endif
+}
+
 #endif

@@ -280,7 +280,7 @@ static inline void test_shapes_with(const char *name, test_fn *test, const int64
 /* In both types of element, for each number of threads. */
 static inline void test_shapes(const char *name, test_fn *test, const int64_t *shapes, int count, int numbers)
 {
-    for (int threads = 1; threads <= most_threads(); threads++) {
+    for (int threads = fewest_threads(); threads <= most_threads(); threads++) {
         test_shapes_with(name, test, shapes, count, numbers, ELEMENT_FLOAT32, threads);
         test_shapes_with(name, test, shapes, count, numbers, ELEMENT_BFLOAT16, threads);
     }

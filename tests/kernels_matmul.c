@@ -209,7 +209,7 @@ enum {
 static void test_products(enum element element, const char *how)
 {
     for (int i = 0; i < PRODUCTS; i++)
-        for (int threads = 1; threads <= most_threads(); threads++) {
+        for (int threads = fewest_threads(); threads <= most_threads(); threads++) {
             char name[128];
             snprintf(name, sizeof name, "%s%s", products[i].name, how);
             test_shapes_with(name, products[i].test, shapes[0], SHAPES, 4, element, threads);
