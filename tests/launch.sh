@@ -25,7 +25,7 @@ case $test in
     set -- ${MPIEXEC:-mpiexec} ${MPIEXEC_NP:--n} "${test##*.np}" "$test" ;;
 esac
 case $test in
-*/hangs.py | */kills.py | */slurm_jobs.py | */slurm_limit.py | */stops.py | */study.py | */train_jobs.py)
+*/entropy.py | */hangs.py | */kills.py | */slurm_jobs.py | */slurm_limit.py | */stops.py | */study.py | */train_jobs.py)
     if [ "${PP_LONG:-0}" != 1 ]; then
         echo "1..0 # SKIP takes minutes: make check-long, or PP_LONG=1 make check TESTS=tests/$(basename "$test")"
         exit 0
