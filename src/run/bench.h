@@ -7,12 +7,10 @@
 #include "model/stage.h"
 #include "parallel/grid.h"
 #include "parallel/job.h"
-#include "run/devices.h"
 
 struct bench {
     const struct job *job;
     struct settings *settings;
-    struct devices devices;
     struct grid grid;
     struct context context; /* device, stream, tensor ranks, circumstances of the namelist */
     struct model model;

@@ -49,28 +49,26 @@ static int check_unique(const struct job *job, const struct device_identity *ide
     return agree(job->world, result, err);
 }
 
-static int choose_cuda(struct devices *devices, const struct job *job, const struct settings *settings, struct err *err)
+static const struct device *choose_cuda(const struct job *job, const struct settings *settings, struct err *err)
 {
     struct device_identity identity = {0};
     const bool tf32 = settings->run.precision == PRECISION_TF32;
-    devices->device = device_cuda(job->node_rank, job->node_size, tf32, &identity, err);
-    int result = devices->device ? 0 : err_prefix(err, "&run device = 'cuda': %s", job->host);
+    const struct device *device = device_cuda(job->node_rank, job->node_size, tf32, &identity, err);
+    int result = device ? 0 : err_prefix(err, "&run device = 'cuda': %s", job->host);
     if (result == 0 && job->world->size > 1)
         result = comm_nccl_load(err);
-    if (agree(job->world, result, err) < 0)
-        return -1;
-    snprintf(devices->name, sizeof devices->name, "%s", identity.name);
-    return check_unique(job, &identity, err);
+    return agree(job->world, result, err) == 0 && check_unique(job, &identity, err) == 0 ? device : NULL;
 }
 
-int devices_choose(struct devices *devices, const struct job *job, struct settings *settings, struct err *err)
+const struct device *devices_choose(const struct job *job, struct settings *settings, struct err *err)
 {
-    *devices = (struct devices){0};
     settings->run.threads = mode_threads(job, settings);
     if (settings->run.device == DEVICE_AUTO)
         settings->run.device = all_have_cuda(job) ? DEVICE_CUDA : DEVICE_CPU;
-    if (settings->run.device == DEVICE_CPU && settings->run.precision == PRECISION_TF32)
-        return err_set(err, "&run precision = 'tf32' is for device = 'cuda'; available here: 'fp32', 'bf16'");
-    devices->device = device_cpu(settings->run.threads); /* for what the host computes beside a device, too */
-    return settings->run.device == DEVICE_CUDA ? choose_cuda(devices, job, settings, err) : 0;
+    if (settings->run.device == DEVICE_CPU && settings->run.precision == PRECISION_TF32) {
+        err_set(err, "&run precision = 'tf32' is for device = 'cuda'; available here: 'fp32', 'bf16'");
+        return NULL;
+    }
+    const struct device *cpu = device_cpu(settings->run.threads); /* for what the host computes beside a device, too */
+    return settings->run.device == DEVICE_CUDA ? choose_cuda(job, settings, err) : cpu;
 }

@@ -10,14 +10,15 @@
 #include "plan/cost.h"
 #include "plan/machine.h"
 #include "run/bench.h"
+#include "run/devices.h"
 #include "run/modes.h"
 
 static int begin(struct bench *bench, struct err *err)
 {
     const struct settings *s = bench->settings;
-    if (devices_choose(&bench->devices, bench->job, bench->settings, err) < 0)
+    const struct device *device = devices_choose(bench->job, bench->settings, err);
+    if (!device)
         return -1;
-    const struct device *device = bench->devices.device;
     struct stream *stream = device->stream_open();
     grid_open(&bench->grid, bench->job->world, s->grid.pipeline, s->grid.data, s->grid.tensor, device, stream);
     bench->context = (struct context){.device = device,

@@ -6,6 +6,7 @@
 #include "pipeline/generate.h"
 #include "plan/balance.h"
 #include "plan/program.h"
+#include "run/devices.h"
 #include "run/input_file.h"
 #include "run/modes.h"
 #include "run/trainer_state.h"
@@ -316,9 +317,9 @@ static int prepare(struct trainer **out, const struct job *job, struct settings 
     trainer->settings = settings;
     trainer->model = *model;
     *out = trainer;
-    if (devices_choose(&trainer->devices, job, settings, err) < 0)
+    const struct device *device = devices_choose(job, settings, err);
+    if (!device)
         return -1;
-    const struct device *device = trainer->devices.device;
     struct stream *stream = device->stream_open();
     grid_open(&trainer->grid, job->world, settings->grid.pipeline, settings->grid.data, settings->grid.tensor, device,
               stream);

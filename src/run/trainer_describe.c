@@ -10,7 +10,7 @@
 
 const struct device *trainer_device(const struct trainer *trainer)
 {
-    return trainer->devices.device;
+    return trainer->context.device;
 }
 
 int64_t trainer_steps_done(const struct trainer *trainer)

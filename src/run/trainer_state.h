@@ -7,7 +7,6 @@
 #include "io/staging.h"
 #include "parallel/clock.h"
 #include "run/batch.h"
-#include "run/devices.h"
 #include "run/executor.h"
 #include "run/gradients.h"
 #include "run/outliers.h"
@@ -22,7 +21,6 @@ struct program {
 
 struct trainer {
     const struct settings *settings;
-    struct devices devices;
     struct grid grid;
     struct context context;
     struct model model;
