@@ -86,8 +86,7 @@ size_t context_tensor_scratch(const struct communicator *tensor, enum element el
     if (tensor->size == 1)
         return 0;
     size_t sum = tensor->ops->sum_scratch(tensor, element, rows * width, communicator_one_each(tensor));
-    size_t scatter =
-        (size_t)((tensor->size - 1) * share_of(rows, tensor->size, 0).count * width) * element_bytes(element);
+    size_t scatter = tensor->ops->scatter_scratch(tensor, element, share_of(rows, tensor->size, 0).count * width);
     return sum > scatter ? sum : scatter;
 }
 

@@ -95,6 +95,7 @@ static const struct communicator_ops alone_table = {
     .receive = alone_receive,
     .sum_begin = alone_sum_begin,
     .sum_scratch = comm_queued_sum_scratch,
+    .scatter_scratch = comm_queued_scatter_scratch,
     .reduce_scatter_begin = alone_reduce_scatter_begin,
     .all_gather_begin = alone_all_gather_begin,
     .join = comm_queued_join,

@@ -60,6 +60,7 @@ const struct communicator_ops comm_mpi_table = {
     .receive = comm_receive,
     .sum_begin = comm_mpi_sum_begin,
     .sum_scratch = comm_mpi_sum_scratch,
+    .scatter_scratch = comm_mpi_scatter_scratch,
     .reduce_scatter_begin = comm_mpi_reduce_scatter_begin,
     .all_gather_begin = comm_mpi_all_gather_begin,
     .test = comm_mpi_test,

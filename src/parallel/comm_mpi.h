@@ -72,6 +72,7 @@ struct transfer *comm_mpi_sum_begin(struct communicator *comm, enum element elem
                                     void *scratch);
 size_t comm_mpi_sum_scratch(const struct communicator *comm, enum element element, int64_t count,
                             const struct contributions *who);
+size_t comm_mpi_scatter_scratch(const struct communicator *comm, enum element element, int64_t mine_count);
 struct transfer *comm_mpi_reduce_scatter_begin(struct communicator *comm, enum element element, void *mine,
                                                const void *whole, const int64_t *counts, void *scratch);
 struct transfer *comm_mpi_all_gather_begin(struct communicator *comm, void *whole, const void *mine,

@@ -176,6 +176,11 @@ void comm_mpi_all_reduce(struct communicator *base, enum element element, void *
     comm_mpi_wait(comm_mpi_sum_begin(base, element, buffer, &part, count, communicator_one_each(base), scratch));
 }
 
+size_t comm_mpi_scatter_scratch(const struct communicator *base, enum element element, int64_t mine_count)
+{
+    return (size_t)(base->size - 1) * bytes_of(element, mine_count);
+}
+
 struct transfer *comm_mpi_reduce_scatter_begin(struct communicator *base, enum element element, void *mine,
                                                const void *whole, const int64_t *counts, void *scratch)
 {

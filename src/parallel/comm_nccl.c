@@ -268,6 +268,7 @@ const struct communicator_ops comm_nccl_table = {
     .receive = comm_receive,
     .sum_begin = comm_sum_begin,
     .sum_scratch = comm_queued_sum_scratch,
+    .scatter_scratch = comm_queued_scatter_scratch,
     .reduce_scatter_begin = comm_reduce_scatter_begin,
     .all_gather_begin = comm_all_gather_begin,
     .join = comm_queued_join,

@@ -129,6 +129,12 @@ size_t comm_queued_sum_scratch(const struct communicator *comm, enum element ele
     return (size_t)slots * slot_bytes(element, count);
 }
 
+size_t comm_queued_scatter_scratch(const struct communicator *comm, enum element element, int64_t mine_count)
+{
+    (void)comm, (void)element, (void)mine_count;
+    return 0;
+}
+
 void *comm_queued_slot(void *scratch, enum element element, int64_t count, const struct contributions *who, int others)
 {
     return (char *)scratch + (size_t)(partial_slots(who) + others) * slot_bytes(element, count);

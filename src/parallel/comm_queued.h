@@ -50,6 +50,9 @@ bool comm_queued_is_one_each(const struct communicator *comm, const struct contr
 size_t comm_queued_sum_scratch(const struct communicator *comm, enum element element, int64_t count,
                                const struct contributions *who);
 
+/* The table's scatter_scratch(): nothing, the library has its own. */
+size_t comm_queued_scatter_scratch(const struct communicator *comm, enum element element, int64_t mine_count);
+
 /* The place in the scratch of the contribution of another rank that `others` such ones come before. */
 void *comm_queued_slot(void *scratch, enum element element, int64_t count, const struct contributions *who, int others);
 

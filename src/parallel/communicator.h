@@ -55,9 +55,10 @@ struct communicator_ops {
      * under way. Piece i of a vector belongs to rank i and has counts[i] elements (0 allowed); pieces lie one after
      * another. counts[] is not needed after the call. */
     /* mine [counts[rank]] = this rank's piece of the sum over ranks of whole [sum of counts], in rank order. mine may
-     * be its place in whole. scratch: (size - 1) * counts[rank] elements, busy until done. */
+     * be its place in whole. scratch: scatter_scratch() bytes, busy until done. */
     struct transfer *(*reduce_scatter_begin)(struct communicator *comm, enum element element, void *mine,
                                              const void *whole, const int64_t *counts, void *scratch);
+    size_t (*scatter_scratch)(const struct communicator *comm, enum element element, int64_t mine_count);
     /* whole = all ranks' pieces, of elements of `size` bytes; mine may already stand at its place in whole. */
     struct transfer *(*all_gather_begin)(struct communicator *comm, void *whole, const void *mine,
                                          const int64_t *counts, size_t size);
@@ -111,8 +112,8 @@ void control_sum_uint64(struct communicator *comm, uint64_t *values, int64_t cou
 void control_barrier(struct communicator *comm);
 
 /* A communicator for that device's memory that exists on paper: only what follows from rank and size (sum_scratch(),
- * communicator_one_each(), the members) may be asked of it. For those who plan memory. Local; released by
- * communicator_outline_fini. */
+ * scatter_scratch(), communicator_one_each(), the members) may be asked of it. For those who plan memory. Local;
+ * released by communicator_outline_fini. */
 void communicator_outline_init(struct communicator *outline, const struct device *device, int rank, int size);
 void communicator_outline_fini(struct communicator *outline);
 

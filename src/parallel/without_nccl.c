@@ -4,7 +4,8 @@
 #include "parallel/comm_queued.h"
 #include "parallel/mpi_check.h"
 
-const struct communicator_ops comm_nccl_table = {.name = "none", .sum_scratch = comm_queued_sum_scratch};
+const struct communicator_ops comm_nccl_table = {
+    .name = "none", .sum_scratch = comm_queued_sum_scratch, .scatter_scratch = comm_queued_scatter_scratch};
 
 int comm_nccl_load(struct err *err)
 {

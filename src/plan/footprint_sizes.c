@@ -342,8 +342,8 @@ static void add_programs(struct footprint_sizes *sizes, const struct partition_s
 static size_t bucket_scratch(const struct footprint_sizes *sizes, int64_t held)
 {
     const struct communicator *data = &sizes->data;
-    if (sizes->layout.sharded && data->size > 1)
-        return aligned((size_t)(data->size - 1) * (size_t)held * sizeof(float));
+    if (sizes->layout.sharded)
+        return aligned(data->ops->scatter_scratch(data, ELEMENT_FLOAT32, held));
     return aligned(data->ops->sum_scratch(data, ELEMENT_FLOAT32, held, communicator_one_each(data)));
 }
 

@@ -57,7 +57,7 @@ static size_t slot_scratch(const struct bucket_queue *queue)
     for (int b = 0; b < shards->bucket_count; b++) {
         const struct bucket *bucket = &shards->buckets[b];
         size_t bytes = shards->sharded
-                           ? (size_t)(data->size - 1) * (size_t)bucket->pieces[shards->d] * sizeof(float)
+                           ? data->ops->scatter_scratch(data, ELEMENT_FLOAT32, bucket->pieces[shards->d])
                            : data->ops->sum_scratch(data, ELEMENT_FLOAT32, bucket->count, communicator_one_each(data));
         if (bytes > most)
             most = bytes;
