@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/memory.h"
+#include "kernels/host_memory.h"
 
 struct staging {
     const struct device *device;
@@ -18,10 +19,7 @@ struct staging *staging_create(const struct device *device, struct stream *strea
     struct staging *staging = allocate(1, sizeof *staging);
     *staging = (struct staging){.device = device, .stream = stream, .elements = elements};
     for (int i = 0; i < 2 && !device->host_memory; i++) {
-        staging->buffers[i] = device->host_allocate((size_t)elements * sizeof(float));
-        if (!staging->buffers[i])
-            fatal("out of host memory: %lld bytes for copies to and from the device",
-                  (long long)elements * (long long)sizeof(float));
+        staging->buffers[i] = host_memory(device, (size_t)elements * sizeof(float), "copies to and from the device");
     }
     return staging;
 }

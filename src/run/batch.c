@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/host_memory.h"
 #include "parallel/flight.h"
 
 static size_t field_bytes(const struct batch_shape *shape)
@@ -17,9 +18,7 @@ void batch_create(struct batch *batch, const struct batch_shape *shape)
     for (int field = 0; field < EXECUTOR_FIELDS; field++) {
         if (!shape->reads[field])
             continue;
-        batch->fields[field] = shape->device->host_allocate(field_bytes(shape));
-        if (!batch->fields[field])
-            fatal("out of host memory: %zu bytes for a batch", field_bytes(shape));
+        batch->fields[field] = host_memory(shape->device, field_bytes(shape), "a batch");
         memset(batch->fields[field], 0, field_bytes(shape)); /* ragged batches leave tokens unread */
     }
     batch->sequences = allocate((size_t)shape->microbatches, sizeof *batch->sequences);

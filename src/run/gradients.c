@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/host_memory.h"
 #include "parallel/flight.h"
 #include "plan/footprint.h"
 
@@ -125,9 +126,7 @@ struct gradients *gradients_create(const struct grid *grid, const struct device 
     for (int i = 0; i < parameters->count; i++)
         gradients->first_block[i + 1] =
             gradients->first_block[i] + (parameters->shares[i].count + SQUARES_BLOCK - 1) / SQUARES_BLOCK;
-    gradients->blocks = gradients->device->host_allocate(blocks_bytes(gradients));
-    if (!gradients->blocks)
-        fatal("out of host memory");
+    gradients->blocks = host_memory(device, blocks_bytes(gradients), "sums of squares");
     create_ties(gradients, model, stage_of_layer, schedule);
     return gradients;
 }

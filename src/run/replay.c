@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/host_memory.h"
 #include "parallel/flight.h"
 
 /* What a tensor is to its layer. */
@@ -300,7 +301,7 @@ void replay_step(struct trainer *trainer, double *squares, const double *losses,
     struct replay replay = {.trainer = trainer,
                             .position = INFINITY,
                             .spoilt = allocate((size_t)trainer->parameters.count, sizeof *replay.spoilt),
-                            .squares = device->host_allocate(BLOCKS * sizeof *replay.squares)};
+                            .squares = host_memory(device, BLOCKS * sizeof *replay.squares, "sums of squares")};
     struct executor_step run = {.number = number,
                                 .sequences = batch->sequences,
                                 .fields = (const int32_t *const *)batch->fields,
@@ -309,8 +310,6 @@ void replay_step(struct trainer *trainer, double *squares, const double *losses,
                                 .inspect = inspect,
                                 .of = &replay};
     struct executor_result ran;
-    if (!replay.squares)
-        fatal("out of host memory");
     /* What the failed step has left of gradients must not be taken for the replay's. */
     device->zero(trainer->context.stream, trainer->gradient_arena, trainer->memory.gradients);
     flight_begin(FLIGHT_REPLAY);

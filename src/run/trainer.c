@@ -1,6 +1,7 @@
 #include <stdlib.h>
 
 #include "base/memory.h"
+#include "kernels/host_memory.h"
 #include "parallel/agree.h"
 #include "parallel/flight.h"
 #include "pipeline/generate.h"
@@ -239,9 +240,7 @@ static void make_batches(struct trainer *trainer, bool training)
         batch_create(&trainer->batches[i], &shape);
     trainer->losses_bytes =
         (size_t)(shape.microbatches * shape.microbatch_size * shape.sequence) * sizeof *trainer->losses;
-    trainer->losses = trainer->context.device->host_allocate(trainer->losses_bytes);
-    if (!trainer->losses)
-        fatal("out of host memory: %zu bytes for losses", trainer->losses_bytes);
+    trainer->losses = host_memory(trainer->context.device, trainer->losses_bytes, "losses");
     /* Squares of every logical parameter, losses of the data ranks, and four numbers of each rank. */
     trainer->vector_count =
         (int64_t)trainer->parameters.logical_count * trainer->grid.tensor + trainer->grid.data + 4 * trainer->grid.size;
