@@ -1,13 +1,12 @@
 #include "kernels/cuda/cuda_library.h"
 
-#include <dlfcn.h>
 #include <stdio.h>
-#include <string.h>
 
 #ifdef HAVE_NCCL
 #include <nccl.h>
 #endif
 
+#include "kernels/cuda/cuda_load.h"
 #include "kernels/kernels.h"
 
 #define TEXT_OF(number) #number
@@ -22,29 +21,11 @@
 static struct cuda_library functions;
 static bool open;
 
-/* The functions are looked up among all libraries of the program, not in this one alone, so that one that was loaded
- * before it, as by LD_PRELOAD, may stand in for it. */
-static int find(const char *name, void *function, struct err *err)
-{
-    void *found = dlsym(RTLD_DEFAULT, name);
-    if (found == NULL)
-        return err_set(err, "cuBLASLt has no %s", name);
-    memcpy(function, &found, sizeof found);
-    return 0;
-}
-
 int cuda_library_open(struct err *err)
 {
-    static const char file[] = "libcublasLt.so." TEXT(CUBLAS_VER_MAJOR);
-    if (open)
-        return 0;
-    if (dlopen(file, RTLD_NOW | RTLD_GLOBAL) == NULL)
-        return err_set(err, "cannot load %s: %s", file, dlerror());
-#define FIND(name)                             \
-    if (find(#name, &functions.name, err) < 0) \
+    static const struct cuda_function all[] = {CUDA_LIBRARY_FUNCTIONS(CUDA_FUNCTION)};
+    if (!open && cuda_load("libcublasLt.so." TEXT(CUBLAS_VER_MAJOR), all, sizeof all / sizeof *all, err) < 0)
         return -1;
-    CUDA_LIBRARY_FUNCTIONS(FIND)
-#undef FIND
     open = true;
     return 0;
 }

@@ -1,6 +1,5 @@
 #include "parallel/comm_nccl_library.h"
 
-#include <dlfcn.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -8,6 +7,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/cuda/cuda_load.h"
 #include "parallel/comm_nccl.h"
 
 /* An open communicator. */
@@ -23,28 +23,11 @@ static bool loaded;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 static struct member *members;
 
-/* Looked up among all libraries of the program, so that one that was loaded before, as by LD_PRELOAD, may stand in. */
-static int find(const char *name, void *function, struct err *err)
-{
-    void *found = dlsym(RTLD_DEFAULT, name);
-    if (found == NULL)
-        return err_set(err, "NCCL has no %s", name);
-    memcpy(function, &found, sizeof found);
-    return 0;
-}
-
 int comm_nccl_load(struct err *err)
 {
-    static const char file[] = "libnccl.so.2";
-    if (loaded)
-        return 0;
-    if (dlopen(file, RTLD_NOW | RTLD_GLOBAL) == NULL)
-        return err_set(err, "cannot load %s: %s", file, dlerror());
-#define FIND(name)                             \
-    if (find(#name, &functions.name, err) < 0) \
+    static const struct cuda_function all[] = {NCCL_LIBRARY_FUNCTIONS(CUDA_FUNCTION)};
+    if (!loaded && cuda_load("libnccl.so.2", all, sizeof all / sizeof *all, err) < 0)
         return -1;
-    NCCL_LIBRARY_FUNCTIONS(FIND)
-#undef FIND
     loaded = true;
     return 0;
 }
