@@ -13,9 +13,9 @@
 
 #include "base/memory.h"
 #include "base/random.h"
-#include "parallel/agree.h"
 #include "parallel/job.h"
 #include "tests/device_choice.h"
+#include "tests/file_checks.h"
 
 static const struct checkpoint_tensor tensors[] = {
     {"/model/embedding/token", 2, {67, 8}},
@@ -369,19 +369,6 @@ static void converted(struct communicator *world)
         ok(!reads(world, path, &places[i / SCHEMES], i % SCHEMES, &err) && strstr(err.text, "is damaged"),
            "%s: scheme %d finds the damage", places[i / SCHEMES].name, i % SCHEMES);
     free(path);
-}
-
-static bool same_text(struct communicator *world, const struct err *err)
-{
-    uint64_t hash = 0;
-    for (const char *c = err->text; *c; c++)
-        hash = random_mix(hash ^ (uint64_t)*c);
-    return agree_equal(world, hash) && err->text[0];
-}
-
-static bool is_there(const char *path)
-{
-    return access(path, F_OK) == 0;
 }
 
 static void failures(struct communicator *world)

@@ -3,28 +3,13 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
-#include "base/random.h"
 #include "io/checkpoint.h"
-#include "parallel/agree.h"
 #include "parallel/job.h"
 #include "tap.h"
+#include "tests/file_checks.h"
 
 static char directory[64] = "keeping-test-XXXXXX";
-
-static bool same_text(struct communicator *world, const struct err *err)
-{
-    uint64_t hash = 0;
-    for (const char *c = err->text; *c; c++)
-        hash = random_mix(hash ^ (uint64_t)*c);
-    return agree_equal(world, hash) && err->text[0];
-}
-
-static bool is_there(const char *path)
-{
-    return access(path, F_OK) == 0;
-}
 
 static void touch(const char *name)
 {

@@ -322,19 +322,12 @@ static void check_in_place(struct communicator *comm)
     }
 }
 
-int main(int argc, char **argv)
+static void check(const struct job *job)
 {
-    struct job job;
-    const char *reason = open_devices(&argc, &argv, &job);
-    if (reason) {
-        int status = tap_skip_all(reason);
-        job_end(&job);
-        return status;
-    }
     /* what is begun and what is queued with the computations must not be mixed on one */
-    struct communicator *group = comm_nccl_open_group(job.world->mpi, device, stream);
-    struct communicator *queued = comm_nccl_open_group(job.world->mpi, device, stream);
-    ok(group->size == job.world->size && group->rank == job.world->rank, "same ranks in the same order");
+    struct communicator *group = comm_nccl_open_group(job->world->mpi, device, stream);
+    struct communicator *queued = comm_nccl_open_group(job->world->mpi, device, stream);
+    ok(group->size == job->world->size && group->rank == job->world->rank, "same ranks in the same order");
     check_sums(group);
     check_many_sums(group);
     check_passages(group, false);
@@ -342,5 +335,9 @@ int main(int argc, char **argv)
     check_in_place(group);
     communicator_close(queued);
     communicator_close(group);
-    return close_devices(&job);
+}
+
+int main(int argc, char **argv)
+{
+    return check_on_devices(argc, argv, check);
 }

@@ -182,22 +182,19 @@ static void check_pipeline(struct communicator *down, struct communicator *up)
     ok(holds, "%d microbatches down the ranks and up again, queued at once", MICROBATCHES);
 }
 
-int main(int argc, char **argv)
+static void check(const struct job *job)
 {
-    struct job job;
-    const char *reason = open_devices(&argc, &argv, &job);
-    if (reason) {
-        int status = tap_skip_all(reason);
-        job_end(&job);
-        return status;
-    }
-    struct communicator *down = comm_nccl_open_ring(job.world->mpi, device, stream);
-    struct communicator *up = comm_nccl_open_ring(job.world->mpi, device, stream);
-    ok(down->size == job.world->size && down->rank == job.world->rank, "same ranks in the same order");
+    struct communicator *down = comm_nccl_open_ring(job->world->mpi, device, stream);
+    struct communicator *up = comm_nccl_open_ring(job->world->mpi, device, stream);
+    ok(down->size == job->world->size && down->rank == job->world->rank, "same ranks in the same order");
     check_messages(down);
     check_reuse(up);
     check_pipeline(down, up);
     communicator_close(up);
     communicator_close(down);
-    return close_devices(&job);
+}
+
+int main(int argc, char **argv)
+{
+    return check_on_devices(argc, argv, check);
 }

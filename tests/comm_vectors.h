@@ -110,31 +110,27 @@ static inline bool devices_are_shared(struct communicator *world)
     return shared;
 }
 
-/* Begins a job whose ranks have a device each, by the program's name, with a stream on it. Returns NULL, or why there
- * are no such devices: then the test is over. */
-static inline const char *open_devices(int *argc, char ***argv, struct job *job)
+/* Checks in a job whose ranks have a device each, by the program's name, with a stream on it; where there are no such
+ * devices the test is skipped. Returns the program's status. */
+static inline int check_on_devices(int argc, char **argv, void (*check)(const struct job *job))
 {
+    struct job job;
     struct err err;
-    job_begin(argc, argv, job);
-    const char *reason = device_choice_open_for((*argv)[0], job->node_rank, job->node_size);
-    if (!reason && cuda && job->world->size > 1 && devices_are_shared(job->world))
+    job_begin(&argc, &argv, &job);
+    const char *reason = device_choice_open_for(argv[0], job.node_rank, job.node_size);
+    if (!reason && cuda && job.world->size > 1 && devices_are_shared(job.world))
         reason = "there is no CUDA device for each rank";
-    if (reason)
-        return reason;
-    device = device_of(1);
-    stream = device->stream_open();
-    if (job->world->size > 1)
-        ok(comm_nccl_load(&err) == 0, "NCCL is there");
-    return NULL;
-}
-
-/* Ends the job; the program's status. */
-static inline int close_devices(struct job *job)
-{
-    ok(comm_nccl_error() == NULL, "no error has come up");
-    device->stream_close(stream);
-    int status = tap_done();
-    job_end(job);
+    if (!reason) {
+        device = device_of(1);
+        stream = device->stream_open();
+        if (job.world->size > 1)
+            ok(comm_nccl_load(&err) == 0, "NCCL is there");
+        check(&job);
+        ok(comm_nccl_error() == NULL, "no error has come up");
+        device->stream_close(stream);
+    }
+    int status = reason ? tap_skip_all(reason) : tap_done();
+    job_end(&job);
     return status;
 }
 

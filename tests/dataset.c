@@ -8,9 +8,9 @@
 #include <unistd.h>
 
 #include "base/random.h"
-#include "parallel/agree.h"
 #include "parallel/job.h"
 #include "tap.h"
+#include "tests/file_checks.h"
 
 enum {
     TOKENS = 10007,
@@ -142,14 +142,6 @@ static void reads(struct communicator *world, const char *name, struct recipe re
     }
     ok(right, "%s: every token is right", name);
     dataset_close(dataset);
-}
-
-static bool same_text(struct communicator *world, const struct err *err)
-{
-    uint64_t hash = 0;
-    for (const char *c = err->text; *c; c++)
-        hash = random_mix(hash ^ (uint64_t)*c);
-    return agree_equal(world, hash);
 }
 
 static void refuses(struct communicator *world, const char *words, struct recipe recipe)

@@ -4,12 +4,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/memory.h"
 #include "parallel/grid.h"
 #include "parallel/job.h"
+#include "tests/failing.h"
 #include "tests/tap.h"
 
 struct failure {
@@ -74,31 +74,17 @@ static int fail(const char *how, int argc, char **argv)
     return EXIT_DONE;
 }
 
-/* Runs the command; its output, both streams, into text. Returns the exit code, -1 where there is none. */
-static int run(const char *command, char *text, size_t room)
-{
-    FILE *pipe = popen(command, "r");
-    if (!pipe)
-        return -1;
-    size_t used = fread(text, 1, room - 1, pipe);
-    text[used] = 0;
-    int status = pclose(pipe);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
 static void check(const struct failure *failure, const char *program)
 {
     const char *launcher = getenv("MPIEXEC"), *count = getenv("MPIEXEC_NP");
     char command[4096], text[65536];
     snprintf(command, sizeof command, "%s %s 3 '%s' %s 2>&1", launcher ? launcher : "mpiexec", count ? count : "-n",
              program, failure->name);
-    int code = run(command, text, sizeof text);
+    int code = run_command(command, text, sizeof text);
 
-    int lines = 0;
     bool holds = true;
-    char message[4096] = "";
-    for (const char *line = strstr(text, "ppmodel: "); line; line = strstr(line + 1, "ppmodel: "), lines++)
-        snprintf(message, sizeof message, "%.*s", (int)strcspn(line, "\n"), line);
+    char message[4096];
+    int lines = messages_in(text, message, sizeof message);
     for (int i = 0; i < 3 && failure->message[i]; i++)
         holds = holds && strstr(message, failure->message[i]);
     ok(holds && lines == 1, "%s: one message that says what failed", failure->name);
@@ -111,11 +97,9 @@ int main(int argc, char **argv)
 {
     if (argc > 1)
         return fail(argv[1], argc, argv);
-    char program[2048];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-    if (length < 0)
+    const char *program = own_program();
+    if (!program)
         return tap_skip_all("this system does not tell where the program is");
-    program[length] = 0;
     for (int i = 0; i < FAILURES_COUNT; i++)
         check(&FAILURES[i], program);
     return tap_done();

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "parallel/comm_nccl.h"
@@ -12,6 +11,7 @@
 #include "parallel/job.h"
 #include "parallel/watchdog.h"
 #include "tests/device_choice.h"
+#include "tests/failing.h"
 
 enum {
     RANKS = 4
@@ -73,18 +73,6 @@ static int fail(const char *how, const char *folder, int argc, char **argv)
         pause();
 }
 
-/* Runs the command; its output, both streams, into text. Returns the exit code, -1 where there is none. */
-static int run(const char *command, char *text, size_t room)
-{
-    FILE *pipe = popen(command, "r");
-    if (!pipe)
-        return -1;
-    size_t used = fread(text, 1, room - 1, pipe);
-    text[used] = 0;
-    int status = pclose(pipe);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
 static void check(const struct failure *failure, const char *program)
 {
     const char *launcher = getenv("MPIEXEC"), *count = getenv("MPIEXEC_NP");
@@ -93,17 +81,15 @@ static void check(const struct failure *failure, const char *program)
         fatal("no folder can be made in /tmp");
     snprintf(command, sizeof command, "timeout 60 %s %s %d '%s' %s %s 2>&1", launcher ? launcher : "mpiexec",
              count ? count : "-n", RANKS, program, failure->name, folder);
-    int code = run(command, text, sizeof text);
-    int lines = 0;
-    char message[4096] = "";
-    for (const char *line = strstr(text, "ppmodel: "); line; line = strstr(line + 1, "ppmodel: "), lines++)
-        snprintf(message, sizeof message, "%.*s", (int)strcspn(line, "\n"), line);
+    int code = run_command(command, text, sizeof text);
+    char message[4096];
+    int lines = messages_in(text, message, sizeof message);
     ok(strstr(message, failure->message) && lines == 1, "%s: one message that says what failed", failure->name);
     tap_note("%s", message);
     if (!ok(code == EXIT_FAILED, "%s: the job ends with code %d", failure->name, EXIT_FAILED))
         tap_note("code %d", code);
     snprintf(command, sizeof command, "rm -r %s", folder);
-    run(command, text, sizeof text);
+    run_command(command, text, sizeof text);
 }
 
 int main(int argc, char **argv)
@@ -112,13 +98,11 @@ int main(int argc, char **argv)
         return fail(argv[1], argv[2], argc, argv);
     const char *reason = device_choice_open(argv[0]);
     struct err err;
-    char program[2048];
-    ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
+    const char *program = own_program();
     if (reason)
         return tap_skip_all(reason);
-    if (device_cuda_count(&err) < RANKS || length < 0)
+    if (device_cuda_count(&err) < RANKS || !program)
         return tap_skip_all("there are fewer than four CUDA devices");
-    program[length] = 0;
     for (int i = 0; i < FAILURES_COUNT; i++)
         check(&FAILURES[i], program);
     return tap_done();
